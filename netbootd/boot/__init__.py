@@ -1,0 +1,1 @@
+"""The one place that decides what a node gets: identify, resolve, render."""

@@ -1,0 +1,1 @@
+"""The command line. A module a command, loaded when it is called."""

@@ -1,0 +1,1 @@
+"""This host: links and addresses, systemd, privileges."""

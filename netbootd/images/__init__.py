@@ -1,0 +1,1 @@
+"""The image builder: catalog, download, verify, decompress, read, export, patch, publish."""

@@ -1,0 +1,55 @@
+"""Images: what is published, what we want made of it, and what lies finished on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """What an operator wants built. Exactly one of `release` and `source` is set (`source`: a path or an URL)."""
+
+    name: str
+    release: str = ""
+    source: str = ""
+    sha256: str = ""
+    arch: str = "arm64"
+    cmdline_append: str = ""
+    config_append: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One published image, resolved: where its archive lies and how it is known to be genuine.
+
+    `sha256` is the archive's digest, `key` the fingerprint of the key that signed it (empty without a signature),
+    `verified` whether it is authentic by the rules of the operator's contract.
+    """
+
+    title: str
+    url: str
+    file_name: str
+    sha256: str
+    size: int
+    verified: bool
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One finished, immutable build of an image: `path` holds ``boot/``, ``root/`` and ``image.json``."""
+
+    name: str
+    id: str
+    path: Path
+
+    @property
+    def boot(self) -> Path:
+        """The boot partition's files, patched."""
+        return self.path / "boot"
+
+    @property
+    def root(self) -> Path:
+        """The root file system, patched: what NFS exports."""
+        return self.path / "root"

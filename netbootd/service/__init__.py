@@ -1,0 +1,1 @@
+"""The running service: all sockets first, then everything under one task group."""
