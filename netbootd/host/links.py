@@ -1,0 +1,145 @@
+"""This host's addresses, routes and neighbours, asked of the kernel by netlink (pyroute2; rtnetlink(7))."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+import socket
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from netbootd.errors import HostError
+from netbootd.model.identity import MacAddress
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_SCOPE_GLOBAL = 0  # linux/rtnetlink.h: RT_SCOPE_UNIVERSE
+_NEIGHBOUR_TRUSTED = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # linux/neighbour.h: REACHABLE STALE DELAY PROBE PERMANENT
+_KNOWN_SECONDS, _UNKNOWN_SECONDS = 5.0, 0.2
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAddress:
+    """One address of this host: `network` is the subnet that it puts us on."""
+
+    address: str
+    network: Network
+    interface: str
+    is_global: bool
+
+
+def local_addresses() -> list[LocalAddress]:
+    """Every IPv4 and IPv6 address of this host's interfaces, loopback's too."""
+    with IPRoute() as route:
+        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in route.get_links()}
+        found = []
+        for message in route.get_addr():
+            text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            interface = ipaddress.ip_interface(f"{text}/{message['prefixlen']}")
+            is_global = message["scope"] == _SCOPE_GLOBAL and not interface.ip.is_loopback
+            name = str(names.get(message["index"], ""))
+            found.append(LocalAddress(str(interface.ip), interface.network, name, is_global))
+        return found
+
+
+def default_route_address() -> str | None:
+    """The IPv4 address that this host uses towards its default route, None without one."""
+    with IPRoute() as route:
+        routes = [r for r in route.get_default_routes(family=socket.AF_INET) if r.get_attr("RTA_OIF")]
+        if not routes:
+            return None
+        best = min(routes, key=lambda r: r.get_attr("RTA_PRIORITY") or 0)
+        preferred = best.get_attr("RTA_PREFSRC")
+        if preferred:
+            return str(preferred)
+        for message in route.get_addr(family=socket.AF_INET, index=best.get_attr("RTA_OIF")):
+            if message["scope"] == _SCOPE_GLOBAL:
+                return str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+    return None
+
+
+def interface_address(interface: str) -> str:
+    """The first global IPv4 address of an interface.
+
+    :raises HostError: there is no such interface, or it has none
+    """
+    for local in local_addresses():
+        if local.interface == interface and local.network.version == 4 and local.is_global:
+            return local.address
+    raise HostError(
+        f"The interface {interface} has no IPv4 address (or isn't there).",
+        hint="Give it one, or name the address with --advertise or [server] address.",
+    )
+
+
+def address_to_advertise(explicit: str, configured: str, interface: str, binds: Iterable[str]) -> str:
+    """The address that is written down for nodes.
+
+    In order: `explicit` (--advertise), `configured` ([server] address), `interface` ([server] interface), the first
+    concrete one of `binds`, the default route's, the only global one.
+
+    :raises HostError: none of them leads to one address
+    """
+    concrete = next((bind for bind in binds if not ipaddress.ip_address(bind).is_unspecified), "")
+    if explicit or configured:
+        return explicit or configured
+    if interface:
+        return interface_address(interface)
+    chosen = concrete or default_route_address()
+    if chosen:
+        return chosen
+    candidates = [local.address for local in local_addresses() if local.is_global and local.network.version == 4]
+    if len(candidates) == 1:
+        return candidates[0]
+    have = ", ".join(candidates) if candidates else "none"
+    raise HostError(
+        f"No address to tell the nodes: there is no default route, and of global IPv4 addresses there are: {have}.",
+        hint="Name one with --advertise ADDR or [server] address.",
+    )
+
+
+class Neighbours:
+    """Which MAC address the kernel's neighbour table gives to an IP address.
+
+    The table is read whole, at most five times a second, so a flood of strangers costs nothing. Entries that the
+    kernel has not heard of lately (incomplete, failed) don't count. May be asked on a running event loop: pyroute2's
+    sockets want a loop of their own, so they live in a thread here.
+    """
+
+    def __init__(self) -> None:
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="neighbours")
+        self._table: dict[str, MacAddress] = {}
+        self._read_at = -math.inf
+
+    def mac_of(self, address: str) -> MacAddress | None:
+        """The MAC address behind `address`, None where it isn't known (as for another subnet's)."""
+        age = time.monotonic() - self._read_at
+        if age > (_KNOWN_SECONDS if address in self._table else _UNKNOWN_SECONDS):
+            try:
+                self._table = self._worker.submit(_read_neighbours).result(timeout=1)
+            except (OSError, TimeoutError, NetlinkError) as error:
+                _log.warning("The neighbour table can't be read: %s", error)
+            self._read_at = time.monotonic()
+        return self._table.get(address)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._worker.shutdown(wait=False)
+
+
+def _read_neighbours() -> dict[str, MacAddress]:
+    table = {}
+    with IPRoute() as route:
+        for message in route.get_neighbours():
+            link_address = str(message.get_attr("NDA_LLADDR") or "")
+            if message["state"] & _NEIGHBOUR_TRUSTED and len(link_address) == 17:
+                table[str(message.get_attr("NDA_DST"))] = MacAddress.parse(link_address)
+    return table

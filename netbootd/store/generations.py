@@ -1,0 +1,195 @@
+"""Generations of images: built beside, published by rename, never changed afterwards.
+
+A build is made in ``images/<name>/.build-<id>/`` and becomes ``images/<name>/<id>/`` in one rename once everything of
+it has reached the disk; ``current`` is a symbolic link, switched by rename too. Whoever reads sees the old or the new.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from netbootd.errors import FormatError, HostError, NotFoundError
+from netbootd.model.image import Generation
+from netbootd.store.layout import Layout
+
+_ID = re.compile(r"[0-9a-f]{8,64}\Z")
+_BUILD = ".build-"
+MANIFEST = "image.json"
+
+
+class Generations:
+    """The images and generations that lie in the state folder."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    # ---------------------------------------------------------------- reading
+
+    def names(self) -> list[str]:
+        """Images that have at least one generation, sorted."""
+        try:
+            found = sorted(
+                entry.name for entry in os.scandir(self.layout.images) if entry.is_dir(follow_symlinks=False)
+            )
+        except FileNotFoundError:
+            return []
+        return [name for name in found if not name.startswith(".") and self.all(name)]
+
+    def all(self, name: str) -> list[Generation]:
+        """The published generations of an image, oldest first."""
+        try:
+            names = [entry.name for entry in os.scandir(self.layout.image(name)) if entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            return []
+        found = [self.layout.generation(name, ident) for ident in names if _ID.match(ident)]
+        return sorted(found, key=lambda generation: (self._created(generation), generation.id))
+
+    def find(self, name: str, ident: str) -> Generation | None:
+        """A published generation, None where there is none."""
+        if not _ID.match(ident):
+            return None
+        generation = self.layout.generation(name, ident)
+        return generation if (generation.path / MANIFEST).is_file() else None
+
+    def get(self, name: str, ident: str) -> Generation:
+        """A published generation.
+
+        :raises NotFoundError: there is none of that id
+        """
+        generation = self.find(name, ident)
+        if generation is None:
+            have = ", ".join(found.id for found in self.all(name)) or "none"
+            raise NotFoundError(f"Image {name} has no generation {ident}.", hint=f"Its generations: {have}.")
+        return generation
+
+    def current(self, name: str) -> Generation | None:
+        """The generation that new boots get, None where nothing is prepared."""
+        try:
+            return self.find(name, str(self.layout.current(name).readlink()))
+        except OSError:
+            return None
+
+    def manifest(self, generation: Generation) -> dict[str, Any]:
+        """What image.json says.
+
+        :raises FormatError: it is missing or no JSON object
+        """
+        path = generation.path / MANIFEST
+        try:
+            value = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise FormatError(f"Reading {path}: {error}.", hint="Prepare the image again with --force.") from error
+        if not isinstance(value, dict):
+            raise FormatError(f"{path} holds no JSON object.", hint="Prepare the image again with --force.")
+        return value
+
+    def _created(self, generation: Generation) -> str:
+        try:
+            return str(self.manifest(generation).get("created", ""))
+        except FormatError:
+            return ""
+
+    # ---------------------------------------------------------------- building
+
+    def begin(self, generation: Generation) -> Path:
+        """An empty folder to build `generation` in; what an interrupted build left behind is removed.
+
+        The caller holds the image's lock.
+        """
+        folder = generation.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry in list(os.scandir(folder)):
+            if entry.name.startswith(_BUILD):
+                remove_tree(Path(entry.path))
+        work = folder / f"{_BUILD}{generation.id}"
+        work.mkdir(mode=0o755)
+        return work
+
+    def publish(self, work: Path, generation: Generation, manifest: dict[str, Any]) -> None:
+        """Make a finished build visible under its id, and current.
+
+        :raises HostError: the disk is full or fails; nothing is published then
+        """
+        try:
+            (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+            sync_file_system(work)
+            work.rename(generation.path)
+        except OSError as error:
+            raise HostError(f"Publishing {generation.path}: {error.strerror or error}.") from error
+        self.activate(generation)
+
+    def activate(self, generation: Generation) -> None:
+        """Switch ``current`` to `generation`."""
+        link = self.layout.current(generation.name)
+        beside = link.with_name(f"{_BUILD}current")
+        try:
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(generation.id)
+            beside.replace(link)
+            fd = os.open(link.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise HostError(f"Switching {link} to {generation.id}: {error.strerror or error}.") from error
+
+    def rollback(self, name: str) -> Generation:
+        """Make the generation before the current one current.
+
+        :raises NotFoundError: there is no earlier one
+        """
+        current = self.current(name)
+        every = self.all(name)
+        if current is None or current not in every or every.index(current) == 0:
+            raise NotFoundError(
+                f"Image {name} has no generation before the current one.",
+                hint=f"netbootd images show {name} lists what there is.",
+            )
+        earlier = every[every.index(current) - 1]
+        self.activate(earlier)
+        return earlier
+
+    def prune(self, name: str, keep: int, in_use: Iterable[str]) -> list[Generation]:
+        """Delete old generations but the newest `keep`, the current one and those in use; returns what went."""
+        current = self.current(name)
+        spared = {*in_use, current.id if current else ""}
+        every = self.all(name)
+        gone = [old for old in every[: max(0, len(every) - keep)] if old.id not in spared]
+        for generation in gone:
+            aside = generation.path.with_name(f"{_BUILD}old-{generation.id}")
+            generation.path.rename(aside)  # out of sight first: nobody meets half a tree
+            remove_tree(aside)
+        return gone
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder and all in it, never following a link.
+
+    :raises HostError: something can't be deleted
+    """
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise HostError(f"Deleting {path}: {error.strerror or error}.") from error
+
+
+def sync_file_system(path: Path) -> None:
+    """Wait until everything written to the file system of `path` is on disk (syncfs(2))."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syncfs(fd) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+    finally:
+        os.close(fd)
