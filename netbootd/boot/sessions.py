@@ -1,0 +1,127 @@
+"""One boot of each node: when it began, the generation it began with, and how far it has come."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from netbootd.model.event import BootEvent, Outcome, Stage
+from netbootd.model.node import Node
+from netbootd.store.database import NodeRecord
+
+FIRST_FILES = frozenset({"bootcode.bin", "start4.elf", "start.elf", "config.txt", "autoboot.txt"})
+"""What the firmware of one board or another asks for first (Pi 3: bootcode.bin, Pi 4: start4.elf, Pi 5: config.txt)."""
+
+_PAUSE = 10.0
+"""Seconds of silence after which a first file begins a new boot; within one, first files follow each other at once."""
+_LONG_PAUSE = 120.0
+"""Seconds after which any boot file begins a new boot: firmware gives up long before."""
+
+_NODES_KEPT = 8192
+
+
+@dataclass(slots=True)
+class _Session:
+    generation: str
+    asked_at: float
+    record: NodeRecord
+
+
+class Sessions:
+    """The boots under way and the last one of each node.
+
+    :param current: the id of an image's current generation, "" without one
+    :param exists: whether (image, generation id) is still on disk
+    """
+
+    def __init__(
+        self,
+        current: Callable[[str], str],
+        exists: Callable[[str, str], bool],
+        records: Iterable[NodeRecord] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._current = current
+        self._exists = exists
+        self._clock = clock
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        for record in records:  # a boot that was under way when the service stopped goes on
+            self._sessions[record.key] = _Session(record.generation, clock() - _PAUSE, record)
+
+    def generation(self, node: Node, path: str = "") -> str:
+        """The id of the generation that `node` boots, "" where its image has none.
+
+        With the `path` of a boot file asked for, this is also where a new boot begins and takes up the current
+        generation; a boot that has begun keeps its own.
+        """
+        now = self._clock()
+        session = self._sessions.get(node.key)
+        if session is None or (path and self._begins(session, path, now)):
+            generation = self._current(node.image)
+            record = _fresh(node, generation)
+            session = self._sessions[node.key] = _Session(generation, now, record)
+            if len(self._sessions) > _NODES_KEPT:
+                self._sessions.popitem(last=False)
+        elif session.record.image != node.image or not self._exists(node.image, session.generation):
+            session.generation = self._current(node.image)
+        if path:
+            session.asked_at = now
+            self._sessions.move_to_end(node.key)
+        return session.generation
+
+    @staticmethod
+    def _begins(session: _Session, path: str, now: float) -> bool:
+        pause = now - session.asked_at
+        if pause > _LONG_PAUSE or Stage(session.record.stage).rank >= Stage.ROOT.rank:
+            return True
+        return path in FIRST_FILES and pause > _PAUSE
+
+    def observe(self, event: BootEvent) -> NodeRecord:
+        """Take in what a server saw; returns the node's state after it."""
+        session = self._sessions.get(event.key)
+        if session is None:
+            record = NodeRecord(event.key, event.node, "", "", "", event.image, event.generation, "", "", 0.0, "")
+            session = _Session(event.generation, self._clock(), replace(record, stage=Stage.FIRMWARE, outcome="miss"))
+            self._sessions[event.key] = session
+        record = session.record
+        stage = event.stage
+        if event.outcome is Outcome.OK and stage and stage.rank >= Stage(record.stage).rank:
+            record = replace(record, stage=stage, outcome=Outcome.OK, detail=event.detail)
+        elif event.outcome in (Outcome.FAILED, Outcome.ABORTED):
+            detail = f"{event.path}: {event.detail}" if event.detail else event.path
+            record = replace(record, outcome=event.outcome, detail=detail)
+        elif record.outcome == Outcome.MISS and event.outcome is Outcome.MISS:
+            record = replace(record, detail=f"{event.path} is missing")
+        session.record = replace(
+            record,
+            name=event.node,
+            serial=event.serial or record.serial,
+            mac=event.mac or record.mac,
+            address=event.address or record.address,
+            image=event.image,
+            generation=session.generation,
+            last_seen=event.time,
+        )
+        return session.record
+
+    def records(self) -> list[NodeRecord]:
+        """The state of every node, by name."""
+        return sorted((session.record for session in self._sessions.values()), key=lambda record: record.name)
+
+
+def _fresh(node: Node, generation: str) -> NodeRecord:
+    return NodeRecord(
+        key=node.key,
+        name=node.name,
+        serial=str(node.serial or ""),
+        mac=str(node.mac or ""),
+        address=node.address,
+        image=node.image,
+        generation=generation,
+        stage=Stage.FIRMWARE,
+        outcome=Outcome.MISS,
+        last_seen=0.0,
+        detail="",
+    )
