@@ -23,8 +23,9 @@ class ImageSpec:
 class Release:
     """One published image, resolved: where its archive lies and how it is known to be genuine.
 
-    `sha256` is the archive's digest, `key` the fingerprint of the key that signed it (empty without a signature),
-    `verified` whether it is authentic by the rules of the operator's contract.
+    `sha256` is the archive's digest (empty until known), `size` its bytes (0: not known), `key` the fingerprint of the
+    key that signed it (empty without a signature), `verified` whether it is authentic by the rules of the operator's
+    contract. `extract_sha256` is the digest of the image inside, where the publisher names one.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Release:
     size: int
     verified: bool
     key: str
+    extract_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
