@@ -108,8 +108,10 @@ def _open_beneath(folder: Path, path: str) -> int:
 
     :raises OSError: ELOOP or ENOTDIR where a component is a link, else as open(2)
     """
-    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     *parents, name = path.split("/")
+    if ".." in path.split("/"):  # a BootPath has none; nobody else's may climb out either
+        raise FileNotFoundError(errno.ENOENT, "not below the folder", path)
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parents:
             below = os.open(part, _FOLDER, dir_fd=here)

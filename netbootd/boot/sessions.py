@@ -106,6 +106,11 @@ class Sessions:
         )
         return session.record
 
+    def stage_of(self, key: str) -> str:
+        """The stage that the node of this key has reached and been recorded with, "" for one never recorded."""
+        session = self._sessions.get(key)
+        return session.record.stage if session and session.record.outcome != Outcome.MISS else ""
+
     def records(self) -> list[NodeRecord]:
         """The state of every node, by name."""
         return sorted((session.record for session in self._sessions.values()), key=lambda record: record.name)

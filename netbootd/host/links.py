@@ -106,6 +106,54 @@ def address_to_advertise(explicit: str, configured: str, interface: str, binds: 
     )
 
 
+class AllowedPeers:
+    """Who may ask: the configured networks, else whoever is on one of this host's own subnets.
+
+    Own subnets are read again when an unknown peer asks, at most every few seconds, so that an address that comes late
+    counts. May be asked on a running event loop (see `Neighbours`).
+    """
+
+    def __init__(self, networks: Iterable[Network] | None) -> None:
+        self._configured = None if networks is None else tuple(networks)
+        self._own: tuple[Network, ...] = ()
+        self._read_at = -math.inf
+        self._verdicts: dict[str, bool] = {}
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="subnets")
+
+    def __call__(self, address: str) -> bool:
+        """Whether the peer at `address` (without a zone; IPv4-mapped IPv6 as IPv4) may ask."""
+        verdict = self._verdicts.get(address)
+        if verdict:
+            return True
+        if self._configured is None and time.monotonic() - self._read_at > _UNKNOWN_SECONDS * 10:
+            self._read_at = time.monotonic()
+            try:
+                self._own = self._worker.submit(_own_networks).result(timeout=1)
+                self._verdicts.clear()
+            except (OSError, TimeoutError, NetlinkError) as error:
+                _log.warning("This host's addresses can't be read: %s", error)
+        elif verdict is False:
+            return False
+        if len(self._verdicts) > 4096:
+            self._verdicts.clear()
+        try:
+            ip = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        networks = self._own if self._configured is None else self._configured
+        verdict = any(ip in network for network in networks if network.version == ip.version)
+        self._verdicts[address] = verdict
+        return verdict
+
+    def close(self) -> None:
+        """End the thread."""
+        self._worker.shutdown(wait=False)
+
+
+def _own_networks() -> tuple[Network, ...]:
+    return tuple({local.network for local in local_addresses()})
+
+
 class Neighbours:
     """Which MAC address the kernel's neighbour table gives to an IP address.
 

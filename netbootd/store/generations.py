@@ -11,13 +11,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from netbootd.errors import FormatError, HostError, NotFoundError
 from netbootd.model.image import Generation
 from netbootd.store.layout import Layout
+from netbootd.store.locks import exclusive
 
 _ID = re.compile(r"[0-9a-f]{8,64}\Z")
 _BUILD = ".build-"
@@ -97,6 +99,22 @@ class Generations:
             return ""
 
     # ---------------------------------------------------------------- building
+
+    @contextmanager
+    def locked(self, name: str, doing: str) -> Iterator[None]:
+        """Keep other builds and prunes of this image away.
+
+        :raises BusyError: one is under way
+        """
+        folder = self.layout.image(name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HostError(
+                f"Making {folder}: {error.strerror or error}.", hint="--state names another state folder."
+            ) from error
+        with exclusive(folder / ".lock", doing):
+            yield
 
     def begin(self, generation: Generation) -> Path:
         """An empty folder to build `generation` in; what an interrupted build left behind is removed.

@@ -1,0 +1,58 @@
+"""``netbootd config``: the configuration checked, and as it takes effect."""
+
+from __future__ import annotations
+
+import click
+
+from netbootd.cli.common import Program, json_option, pass_program
+from netbootd.cli.output import emit_json, note, say
+
+
+@click.group()
+def command() -> None:
+    """Check and show netbootd.toml."""
+
+
+@command.command()
+@json_option
+@pass_program
+def check(program: Program, as_json: bool) -> None:
+    """Check netbootd.toml and every cloud-init document that it names; all faults are told at once."""
+    from netbootd.cloudinit.check import check as check_documents
+    from netbootd.config.loader import warnings
+    from netbootd.errors import ConfigError
+
+    faults: tuple[str, ...]
+    notes: list[str] = []
+    try:
+        config = program.config
+        notes = warnings(config)
+        faults = tuple(check_documents(config))
+        where = str(config.path or "the built-in defaults")
+        message = f"The cloud-init documents of {where} are faulty."
+    except ConfigError as error:
+        faults, message = error.details or (error.message,), error.message
+        where = str(program.config_option or "netbootd.toml")
+    if as_json:
+        emit_json({"config": where, "faults": list(faults), "warnings": notes})
+        if faults:
+            raise click.exceptions.Exit(ConfigError.exit_status)
+        return
+    for text in notes:
+        note(f"warning: {text}")
+    if faults:
+        raise ConfigError(message, details=() if faults == (message,) else faults)
+    say(f"{where}: no faults.")
+
+
+@command.command()
+@json_option
+@pass_program
+def show(program: Program, as_json: bool) -> None:
+    """Show the effective values, defaults included."""
+    from netbootd.config.show import as_dict, as_toml
+
+    if as_json:
+        emit_json(as_dict(program.config))
+    else:
+        say(as_toml(program.config))

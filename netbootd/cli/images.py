@@ -1,0 +1,144 @@
+"""``netbootd images``: generations of images, and switching between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from netbootd.cli.common import Program, json_option, pass_program
+from netbootd.cli.output import emit_json, say, table
+from netbootd.errors import FormatError, NotFoundError
+from netbootd.model.image import Generation
+
+
+@click.group()
+def command() -> None:
+    """List generations of images; activate, roll back, prune."""
+
+
+@command.command("list")
+@json_option
+@pass_program
+def list_(program: Program, as_json: bool) -> None:
+    """List every image and its generations, oldest first."""
+    rows = [_row(program, generation) for name in program.generations.names() for generation in _all(program, name)]
+    if as_json:
+        emit_json({"images": rows})
+    elif rows:
+        shown = [{**row, "current": "current" if row["current"] else ""} for row in rows]
+        columns = [("name", "IMAGE"), ("generation", "GENERATION"), ("created", "CREATED")]
+        say(table(shown, [*columns, ("current", ""), ("verified", "VERIFIED"), ("url", "SOURCE")]))
+    else:
+        say("No image is prepared yet; netbootd prepare builds one.")
+
+
+@command.command()
+@click.argument("name")
+@json_option
+@pass_program
+def show(program: Program, name: str, as_json: bool) -> None:
+    """Show what the current generation of image NAME was made of, and what was patched."""
+    generation = program.generations.current(name)
+    if generation is None:
+        _all(program, name)
+        raise NotFoundError(f"Image {name} has no current generation.", hint=f"netbootd images activate {name} ID")
+    manifest = program.generations.manifest(generation)
+    if as_json:
+        emit_json(manifest)
+        return
+    source = manifest.get("source", {})
+    say(f"image       {name}")
+    say(f"generation  {generation.id}")
+    say(f"path        {generation.path}")
+    say(f"created     {manifest.get('created', '-')}")
+    say(f"source      {source.get('url', '-')}")
+    say(f"sha256      {source.get('sha256', '-')}")
+    say(f"verified    {_verified(source)}")
+    for patch in manifest.get("patches", []):
+        say(f"patched     {patch.get('path')}: {patch.get('why')}")
+
+
+@command.command()
+@click.argument("name")
+@click.argument("generation")
+@pass_program
+def activate(program: Program, name: str, generation: str) -> None:
+    """Make GENERATION of image NAME the one that new boots get."""
+    _all(program, name)
+    chosen = program.generations.get(name, generation)
+    program.generations.activate(chosen)
+    say(f"{name}: {chosen.id} is current; nodes get it at their next boot.")
+
+
+@command.command()
+@click.argument("name")
+@pass_program
+def rollback(program: Program, name: str) -> None:
+    """Make the generation before the current one of image NAME current."""
+    _all(program, name)
+    chosen = program.generations.rollback(name)
+    say(f"{name}: back to {chosen.id}; nodes get it at their next boot.")
+
+
+@command.command()
+@click.option("--keep", type=click.IntRange(min=1), default=2, show_default=True, help="so many newest stay")
+@click.option("--force", is_flag=True, help="also those that a node still runs from")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@pass_program
+def prune(program: Program, keep: int, force: bool, as_json: bool) -> None:
+    """Delete old generations of every image.
+
+    The current one always stays, and so does one that a node booted from until the node is seen on another.
+    """
+    gone = []
+    for name in program.generations.names():
+        with program.generations.locked(name, f"Pruning {name}"):
+            gone += program.generations.prune(name, keep, () if force else _in_use(program, name))
+    if as_json:
+        emit_json({"pruned": [{"name": old.name, "generation": old.id} for old in gone]})
+        return
+    for old in gone:
+        say(f"deleted {old.name} {old.id}")
+    if not gone:
+        say("Nothing to delete.")
+
+
+def _in_use(program: Program, name: str) -> set[str]:
+    database = program.open_database()
+    if database is None:
+        return set()
+    try:
+        return {node.generation for node in database.nodes() if node.image == name}
+    finally:
+        database.close()
+
+
+def _all(program: Program, name: str) -> list[Generation]:
+    found = program.generations.all(name)
+    if not found:
+        have = ", ".join(program.generations.names()) or "none"
+        raise NotFoundError(f"There is no image {name}.", hint=f"Prepared images: {have}.")
+    return found
+
+
+def _row(program: Program, generation: Generation) -> dict[str, Any]:
+    current = program.generations.current(generation.name)
+    row: dict[str, Any] = {
+        "name": generation.name,
+        "generation": generation.id,
+        "path": str(generation.path),
+        "current": current == generation,
+    }
+    try:
+        manifest = program.generations.manifest(generation)
+    except FormatError:
+        return row
+    source = manifest.get("source", {})
+    return {**row, "created": manifest.get("created"), "url": source.get("url"), "verified": _verified(source)}
+
+
+def _verified(source: dict[str, Any]) -> str:
+    if not source.get("verified"):
+        return "no"
+    return f"by key {source['key']}" if source.get("key") else "by sha256"

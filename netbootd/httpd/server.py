@@ -1,0 +1,121 @@
+"""The HTTP server: it opens the sockets, admits peers, and turns our errors into HTTP's words (RFC 9110).
+
+Not found is 404, denied 403, busy 503 with Retry-After (which cloud-init obeys), anything else 500; an answer never
+names a path of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from netbootd.errors import BusyError, DeniedError, NotFoundError
+from netbootd.host.sockets import listen_tcp
+from netbootd.httpd.bootfiles import BootFileRoutes
+from netbootd.httpd.peers import peer_address
+from netbootd.httpd.progress import ProgressRoutes
+from netbootd.httpd.seed import SeedRoutes
+
+_log = logging.getLogger(__name__)
+
+MAX_BODY = 256 * 1024
+"""Bytes of a POST that are read at most; cloud-init's reports are a few KiB."""
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """Where to listen and whom to answer. `binds` are (address, port) pairs, port 0 means any free one."""
+
+    binds: tuple[tuple[str, int], ...]
+    allowed: Callable[[str], bool]
+    sockets: tuple[socket.socket, ...] = ()
+
+
+class HttpServer:
+    """One HTTP server on all its sockets. `start`, then `stop`."""
+
+    def __init__(
+        self, settings: HttpSettings, bootfiles: BootFileRoutes, seed: SeedRoutes, progress: ProgressRoutes
+    ) -> None:
+        self._settings = settings
+        app = web.Application(middlewares=[self._answer], client_max_size=MAX_BODY, handler_args={"access_log": None})
+        app.router.add_get("/healthz", self._healthz)
+        bootfiles.add_to(app.router)
+        seed.add_to(app.router)
+        progress.add_to(app.router)
+        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=30.0, shutdown_timeout=1.0)
+        self._sockets: list[socket.socket] = []
+
+    @property
+    def addresses(self) -> list[str]:
+        """``ADDR:PORT`` of every socket."""
+        found = []
+        for listener in self._sockets:
+            host, port = listener.getsockname()[:2]
+            found.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        return found
+
+    @property
+    def port(self) -> int:
+        """The port of the first socket, to be written into URLs."""
+        return int(self._sockets[0].getsockname()[1])
+
+    def bind(self) -> None:
+        """Open every socket.
+
+        :raises HostError: a port can't be had; none stays open then
+        """
+        self._sockets = list(self._settings.sockets)
+        try:
+            for address, port in () if self._sockets else self._settings.binds:
+                self._sockets.append(listen_tcp(address, port, what="HTTP", option="--http-port"))
+        except BaseException:
+            for listener in self._sockets:
+                listener.close()
+            raise
+
+    async def start(self) -> None:
+        """Answer on the sockets that `bind` opened."""
+        await self._runner.setup()
+        for listener in self._sockets:
+            await web.SockSite(self._runner, listener, backlog=1024).start()
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Take no new connection, let open requests end for so long, then close."""
+        runner = self._runner
+        runner._shutdown_timeout = max(0.1, drain_seconds)
+        await runner.cleanup()
+
+    @web.middleware
+    async def _answer(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        peer = peer_address(request)
+        try:
+            if not self._settings.allowed(peer):
+                raise DeniedError(f"{peer} is not in the allowed networks.")
+            return await handler(request)
+        except (web.HTTPException, asyncio.CancelledError, ConnectionError):
+            raise
+        except NotFoundError:
+            return _plain(404, "not found")
+        except DeniedError as error:
+            _log.info("HTTP: refused %s to %s: %s", request.path, peer, error, extra={"fields": {"PEER": peer}})
+            return _plain(403, "forbidden")
+        except BusyError:
+            return _plain(503, "busy", {"Retry-After": "2"})
+        except Exception:
+            _log.exception("HTTP: %s %s from %s failed", request.method, request.path, peer)
+            return _plain(500, "internal error")
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return _plain(200, "ok")
+
+
+def _plain(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, text=text + "\n", headers=headers)
