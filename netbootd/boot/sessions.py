@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -106,6 +107,11 @@ class Sessions:
         )
         return session.record
 
+    def token(self, node: Node) -> str:
+        """The token of the node's present boot, for the address of its cloud-init documents; "" before its first."""
+        session = self._sessions.get(node.key)
+        return session.record.token if session else ""
+
     def stage_of(self, key: str) -> str:
         """The stage that the node of this key has reached and been recorded with, "" for one never recorded."""
         session = self._sessions.get(key)
@@ -129,4 +135,5 @@ def _fresh(node: Node, generation: str) -> NodeRecord:
         outcome=Outcome.MISS,
         last_seen=0.0,
         detail="",
+        token=secrets.token_hex(16),
     )

@@ -35,6 +35,8 @@ class NodeRecord:
     outcome: str
     last_seen: float
     detail: str
+    token: str = ""
+    """What this boot's seed address holds where tokens are in use; never shown."""
 
 
 _NODE_COLUMNS = [field.name for field in fields(NodeRecord)]
@@ -43,7 +45,7 @@ _EVENT_COLUMNS = [field.name for field in fields(BootEvent)]
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS nodes (
     key TEXT PRIMARY KEY, name TEXT, serial TEXT, mac TEXT, address TEXT, image TEXT, generation TEXT,
-    stage TEXT, outcome TEXT, last_seen REAL, detail TEXT
+    stage TEXT, outcome TEXT, last_seen REAL, detail TEXT, token TEXT
 );
 CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY AUTOINCREMENT, time REAL, protocol TEXT, path TEXT, outcome TEXT, stage TEXT, node TEXT,

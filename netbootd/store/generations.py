@@ -18,7 +18,7 @@ from typing import Any
 
 from netbootd.errors import FormatError, HostError, NotFoundError
 from netbootd.model.image import Generation
-from netbootd.store.layout import Layout
+from netbootd.store.layout import Layout, is_name
 from netbootd.store.locks import exclusive
 
 _ID = re.compile(r"[0-9a-f]{8,64}\Z")
@@ -55,7 +55,7 @@ class Generations:
 
     def find(self, name: str, ident: str) -> Generation | None:
         """A published generation, None where there is none."""
-        if not _ID.match(ident):
+        if not _ID.match(ident) or not is_name(name):
             return None
         generation = self.layout.generation(name, ident)
         return generation if (generation.path / MANIFEST).is_file() else None

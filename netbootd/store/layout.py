@@ -21,12 +21,17 @@ def default_state() -> Path:
     return Path(home) / "netbootd"
 
 
+def is_name(text: str) -> bool:
+    """Whether an image can have this name: letters, digits and ``._+-``, at most 64."""
+    return bool(_NAME.match(text)) and text != "current"
+
+
 def check_name(name: str) -> str:
     """An image's name, fit to be a folder's.
 
     :raises UsageError: anything that is not letters, digits and ``._+-``, or longer than 64
     """
-    if not _NAME.match(name) or name == "current":
+    if not is_name(name):
         raise UsageError(
             f"{name!r} can't be the name of an image.",
             hint="Use letters, digits and . _ + - (at most 64, a letter or digit first).",

@@ -1,0 +1,50 @@
+"""Who may read a node's cloud-init documents.
+
+Anyone in the allowed networks may read documents without secrets: they are what a machine that boots here gets anyway.
+One with a secret goes only to an address whose MAC, by the neighbour table, is the one configured for that node. With
+tokens in use, every document goes only to who knows the token of the node's present boot.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+
+from netbootd.boot.identify import Identities
+from netbootd.errors import DeniedError
+from netbootd.model.identity import Evidence, MacAddress
+from netbootd.model.node import Node
+
+
+class SeedGate:
+    """Checks one request for a document.
+
+    :param token_of: the token of a node's present boot, None where tokens are not in use
+    """
+
+    def __init__(
+        self,
+        identities: Identities,
+        mac_of: Callable[[str], MacAddress | None],
+        token_of: Callable[[Node], str] | None,
+    ) -> None:
+        self._identities = identities
+        self._mac_of = mac_of
+        self._token_of = token_of
+
+    def check(self, node: Node, evidence: Evidence, token: str, *, secret: bool) -> None:
+        """See `netbootd.httpd.seed.SeedAccess`."""
+        if self._token_of is not None:
+            wanted = self._token_of(node)
+            if not wanted or not hmac.compare_digest(wanted.encode(), token.encode()):
+                raise DeniedError(f"the address lacks the token of {node.name}'s present boot")
+            return
+        if token:
+            raise DeniedError("tokens are not in use")
+        if not secret:
+            return
+        configured = next((known.mac for known in self._identities.configured if known.name == node.name), None)
+        if configured is None:
+            raise DeniedError(f"it holds a secret, and no mac is configured for {node.name} to know it by")
+        if self._mac_of(evidence.address) != configured:
+            raise DeniedError(f"it holds a secret, and {evidence.address} is not at {node.name}'s MAC address")

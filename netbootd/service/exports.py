@@ -1,0 +1,51 @@
+"""The exports: the root tree of every published generation, as it lies in the state folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+
+from netbootd.model.export import Export
+from netbootd.model.image import Generation
+from netbootd.store.generations import Generations
+
+
+def export_of(generation: Generation) -> Export:
+    """The export of one generation. Its fsid depends on the names alone, so handles outlive the server."""
+    fsid = hashlib.sha256(f"{generation.name}\0{generation.id}".encode()).digest()[:8]
+    return Export(os.fsencode(generation.root), fsid, generation.name, generation.id)
+
+
+class GenerationExports:
+    """Looks exports up among the published generations: new ones appear and pruned ones go while the server runs."""
+
+    def __init__(self, generations: Generations) -> None:
+        self._generations = generations
+        self._by_fsid: dict[bytes, Export] = {}
+
+    def find(self, path: bytes) -> Export | None:
+        """The export that a client names by this path, None where there is none."""
+        parts = os.fsdecode(path).rstrip("/").split("/")
+        if len(parts) < 4 or parts[-1] != "root":
+            return None
+        generation = self._generations.find(parts[-3], parts[-2])
+        if generation is None or str(generation.root) != "/".join(parts):
+            return None
+        return export_of(generation)
+
+    def by_fsid(self, fsid: bytes) -> Export | None:
+        """The export with that identity, None where it never was or has been pruned."""
+        export = self._by_fsid.get(fsid)
+        if export is None:
+            self._by_fsid = {found.fsid: found for found in self.all()}
+            return self._by_fsid.get(fsid)
+        if self._generations.find(export.image, export.generation) is None:
+            del self._by_fsid[fsid]
+            return None
+        return export
+
+    def all(self) -> Sequence[Export]:
+        """Every export there is now."""
+        names = self._generations.names()
+        return [export_of(generation) for name in names for generation in self._generations.all(name)]

@@ -1,0 +1,351 @@
+"""The running service: every socket is opened first, then all servers run until told to stop.
+
+The first failure while opening closes what was opened and ends the start. SIGTERM and SIGINT drain: open transfers get
+their time, new ones are refused; a second signal ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from netbootd.boot.contract import observed
+from netbootd.boot.files import BootDirectory
+from netbootd.boot.identify import Identities
+from netbootd.boot.sessions import Sessions
+from netbootd.cloudinit.seed import Seed, SeedBuilder
+from netbootd.config.schema import Config
+from netbootd.errors import HostError
+from netbootd.host import systemd
+from netbootd.host.links import AllowedPeers, Neighbours, address_to_advertise, local_addresses
+from netbootd.httpd.bootfiles import BootFileRoutes
+from netbootd.httpd.progress import ProgressRoutes
+from netbootd.httpd.seed import SeedRoutes
+from netbootd.httpd.server import HttpServer, HttpSettings
+from netbootd.model.event import Outcome, Stage
+from netbootd.model.export import Export
+from netbootd.model.identity import Evidence, MacAddress, Serial
+from netbootd.model.network import ServerAddress
+from netbootd.model.node import Node
+from netbootd.nfsd.server import EmbeddedServer, NfsSettings
+from netbootd.service.access import SeedGate
+from netbootd.service.events import Recorder
+from netbootd.service.exports import GenerationExports
+from netbootd.store.database import Database
+from netbootd.store.generations import Generations
+from netbootd.store.layout import Layout
+from netbootd.tftpd.server import TftpServer, TftpSettings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What the command line adds to the configuration; None leaves the configuration's value."""
+
+    binds: tuple[str, ...] = ()
+    advertise: str = ""
+    tftp_port: int | None = None
+    http_port: int | None = None
+    nfs: str | None = None
+    nfs_port: int | None = None
+    mount_port: int | None = None
+    portmap_port: int | str | None = None
+    boot_files: tuple[Path, ...] = ()
+    single_port: bool = False
+    data_ports: tuple[int, int] | None = None
+    ready_file: Path | None = None
+
+
+class Service:
+    """All servers of one netbootd, on one event loop."""
+
+    def __init__(self, config: Config, layout: Layout, options: ServeOptions) -> None:
+        self._config = config
+        self._options = options
+        self._generations = Generations(layout)
+        self._database = Database(layout.database)
+        self._neighbours = Neighbours()
+        self._allowed = AllowedPeers(config.server.allow)
+        records = self._database.nodes()
+        image = default_image(config, self._generations)
+        self._identities = Identities(
+            [node.node(image) for node in config.nodes],
+            stranger_image=image,
+            refuse_strangers=config.defaults.unknown_nodes == "refuse",
+            mac_of=self._neighbours.mac_of,
+        )
+        for record in sorted(records, key=lambda record: record.last_seen):
+            serial = Serial.parse(record.serial) if record.serial else None
+            mac = MacAddress.parse(record.mac) if record.mac else None
+            self._identities.remember(serial, mac, record.address)
+        self._sessions = Sessions(
+            lambda name: found.id if (found := self._generations.current(name)) else "",
+            lambda name, ident: self._generations.find(name, ident) is not None,
+            records,
+        )
+        self._files = BootDirectory(
+            self._identities,
+            self._sessions,
+            self._generations,
+            (*config.defaults.boot_files, *options.boot_files),
+            self._server_address,
+            self._token_of(),
+        )
+        self._seeds = SeedBuilder(config)
+        self._recorder = Recorder(self._sessions, self._database)
+        self._address: ServerAddress | None = None
+        self._tftp: TftpServer
+        self._http: HttpServer
+        self._nfs: EmbeddedServer | None = None
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+
+    # ---------------------------------------------------------------- starting
+
+    async def run(self) -> None:
+        """Serve until a signal.
+
+        :raises HostError: a port or an address can't be had; nothing was served then
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        await self._open()
+        background = asyncio.create_task(self._recorder.run())
+        watchdog = asyncio.create_task(_feed_watchdog())
+        try:
+            if self._options.ready_file:
+                write_ready_file(self._options.ready_file, self.ready())
+            systemd.notify("READY=1")
+            self._announce()
+            await self._stop.wait()
+            systemd.notify("STOPPING=1")
+            await self._drain()
+        finally:
+            background.cancel()
+            watchdog.cancel()
+            await asyncio.gather(background, watchdog, return_exceptions=True)
+            self._recorder.flush()
+            self._database.close()
+            self._neighbours.close()
+            self._allowed.close()
+            if self._options.ready_file:
+                self._options.ready_file.unlink(missing_ok=True)
+
+    def _signalled(self) -> None:
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
+
+    async def _open(self) -> None:
+        config, options = self._config, self._options
+        binds = options.binds or default_binds()
+        inherited = systemd.inherited_sockets()
+        http_port = config.http.port if options.http_port is None else options.http_port
+        self._http = HttpServer(
+            HttpSettings(
+                binds=tuple((bind, http_port) for bind in binds),
+                allowed=self._allowed,
+                sockets=tuple(inherited.get("http", ())),
+            ),
+            BootFileRoutes(self._files, self._recorder.record),
+            SeedRoutes(
+                self._files,
+                self._seed,
+                SeedGate(self._identities, self._neighbours.mac_of, self._token_of()),
+                self._recorder.record,
+            ),
+            ProgressRoutes(self._files, self._recorder.record),
+        )
+        tftp_port = config.tftp.port if options.tftp_port is None else options.tftp_port
+        self._tftp = TftpServer(
+            self._files,
+            self._recorder.record,
+            TftpSettings(
+                binds=tuple((bind, tftp_port) for bind in binds),
+                allowed=self._allowed,
+                single_port=options.single_port or config.tftp.single_port,
+                data_ports=options.data_ports or config.tftp.data_ports,
+                max_blksize=config.tftp.max_blksize or 1468,
+                max_windowsize=config.tftp.max_windowsize,
+                sockets=tuple(inherited.get("tftp", ())),
+            ),
+        )
+        started: list[Any] = []
+        try:
+            self._http.bind()
+            started.append(self._http)
+            await self._tftp.start()
+            started.append(self._tftp)
+            await self._open_nfs(binds)
+            self._address = self._advertised(binds)
+            await self._http.start()
+        except BaseException:
+            for server in started:
+                await server.stop(0)
+            if self._nfs:
+                await self._nfs.stop(0)
+            raise
+
+    async def _open_nfs(self, binds: tuple[str, ...]) -> None:
+        config, options = self._config.nfs, self._options
+        backend = options.nfs or config.backend
+        if backend == "off":
+            return
+        if backend == "kernel":
+            raise HostError(
+                "Serving NFS by the kernel's server: this version of netbootd has the embedded server only.",
+                hint="Use --nfs auto or --nfs embedded.",
+            )
+        portmap_port = config.portmap_port if options.portmap_port is None else options.portmap_port
+        port = config.port if options.nfs_port is None else options.nfs_port
+        self._nfs = EmbeddedServer(
+            GenerationExports(self._generations),
+            NfsSettings(
+                binds=binds,
+                port=port,
+                mount_port=options.mount_port,
+                portmap_port=None if portmap_port == "off" else int(portmap_port or 0),
+                allowed=self._allowed,
+            ),
+            self._mounted,
+        )
+        await self._nfs.start()
+
+    def _advertised(self, binds: tuple[str, ...]) -> ServerAddress:
+        """What is told to a node where the address that it asked isn't known."""
+        config, options = self._config.server, self._options
+        try:
+            address = address_to_advertise(
+                options.advertise, str(config.address or ""), config.interface, options.binds or binds
+            )
+        except HostError as error:
+            _log.warning("%s Until then nodes are told the address that they asked.", error)
+            address = ""
+        ports = self._nfs.ports if self._nfs else None
+        return ServerAddress(
+            address=address,
+            http_port=self._http.port,
+            nfs_port=ports.port if ports else 2049,
+            mount_port=ports.mount_port if ports else 2049,
+            portmap_port=ports.portmap_port if ports else None,
+        )
+
+    def ready(self) -> dict[str, Any]:
+        """What the ready file says."""
+        ports = self._nfs.ports if self._nfs else None
+        nfs = None
+        if ports:
+            nfs = {
+                "backend": "embedded",
+                "port": ports.port,
+                "mount_port": ports.mount_port,
+                "portmap_port": ports.portmap_port,
+            }
+        return {
+            "pid": os.getpid(),
+            "tftp": self._tftp.addresses,
+            "http": self._http.addresses,
+            "nfs": nfs,
+            "dhcp": None,
+        }
+
+    def _announce(self) -> None:
+        prepared = [name for name in self._generations.names() if self._generations.current(name)]
+        for protocol, addresses in (("TFTP", self._tftp.addresses), ("HTTP", self._http.addresses)):
+            _log.info("Serving %s on %s", protocol, ", ".join(addresses))
+        if self._nfs:
+            _log.info("Serving NFS on port %d", self._nfs.ports.port)
+        if prepared:
+            _log.info("Ready for nodes: images %s", ", ".join(prepared))
+        else:
+            _log.warning("No image is prepared; netbootd prepare builds one.")
+
+    # ---------------------------------------------------------------- serving
+
+    def _token_of(self) -> Callable[[Node], str] | None:
+        return self._sessions.token if self._config.http.seed_tokens else None
+
+    def _server_address(self, local: str) -> ServerAddress:
+        """How a node that asked our address `local` reaches us."""
+        assert self._address is not None
+        chosen = self._options.advertise or local or self._address.address
+        return replace(self._address, address=chosen)
+
+    def _seed(self, node: Node, local: str) -> Seed:
+        return self._seeds.build(node, self._server_address(local))
+
+    def _mounted(self, address: str, export: Export, seconds: float) -> None:
+        evidence = Evidence("nfs", address)
+        node = self._identities.identify(evidence)
+        path = os.fsdecode(export.path)
+        self._recorder.record(
+            observed(
+                node,
+                evidence,
+                path,
+                Outcome.OK,
+                stage=Stage.ROOT,
+                generation=export.generation,
+                seconds=seconds,
+            )
+        )
+
+    # ---------------------------------------------------------------- stopping
+
+    async def _drain(self) -> None:
+        seconds = self._config.server.drain_seconds
+        _log.info("Stopping: open transfers get up to %.0f s", seconds)
+        servers = [self._tftp.stop(seconds), self._http.stop(seconds)]
+        if self._nfs:
+            servers.append(self._nfs.stop(min(seconds, 1.0)))
+        draining = asyncio.gather(*servers)
+        stop_now = asyncio.create_task(self._stop_now.wait())
+        await asyncio.wait({draining, stop_now}, return_when=asyncio.FIRST_COMPLETED)
+        stop_now.cancel()
+        if not draining.done():
+            _log.warning("Second signal: ending at once")
+            draining.cancel()
+        await asyncio.gather(draining, return_exceptions=True)
+
+
+def default_image(config: Config, generations: Generations) -> str:
+    """The image of a node that names none: the configuration's, else the only prepared one, else noble."""
+    if config.defaults.image:
+        return config.defaults.image
+    prepared = generations.names()
+    return prepared[0] if len(prepared) == 1 else "noble"
+
+
+def default_binds() -> tuple[str, ...]:
+    """Every address, of both families where this host has IPv6."""
+    has_ipv6 = any(local.network.version == 6 for local in local_addresses())
+    return ("0.0.0.0", "::") if has_ipv6 else ("0.0.0.0",)  # noqa: S104 -- `allow` says who is answered
+
+
+def write_ready_file(path: Path, value: dict[str, Any]) -> None:
+    """Write the ready file by rename.
+
+    :raises HostError: its folder can't be written
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(json.dumps(value) + "\n")
+        beside.replace(path)
+    except OSError as error:
+        raise HostError(f"Writing the ready file {path}: {error.strerror or error}.") from error
+
+
+async def _feed_watchdog() -> None:
+    interval = systemd.watchdog_seconds()
+    while interval:
+        systemd.notify("WATCHDOG=1")
+        await asyncio.sleep(interval / 3)
