@@ -1,4 +1,4 @@
-"""What an image is like inside, found once by the builder and needed again whenever something is rendered for a node."""
+"""What an image is like inside: found once by the builder, needed again whenever something is rendered for a node."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 class ImageFacts:
     """Facts of one built image; `as_dict` and `from_dict` carry them through image.json.
 
-    Paths are relative to the boot tree. `cmdline_path` is where the firmware reads the command line (below ``current/``
-    in Ubuntu's A/B layout), `cmdline_base` that line less its local root (`netbootd.formats.cmdline.base_of`), `overlay`
-    the arguments that put a writable layer over the read-only root. `kernels` are all files that one board or another
-    loads as its kernel.
+    Paths are relative to the boot tree. `cmdline_path` is where the firmware reads the command line (below
+    ``current/`` in Ubuntu's A/B layout), `cmdline_base` that line less its local root
+    (`netbootd.formats.cmdline.base_of`), `overlay` the arguments that put a writable layer over the read-only root.
+    `kernels` are all files that one board or another loads as its kernel.
     """
 
     os_id: str = ""
