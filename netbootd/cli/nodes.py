@@ -9,7 +9,6 @@ import click
 
 from netbootd.cli.common import Program, json_option, pass_program
 from netbootd.cli.output import emit_json, say, table, when
-from netbootd.errors import NotFoundError
 
 if TYPE_CHECKING:
     from netbootd.service.inspect import Inspector
@@ -134,10 +133,3 @@ def node_rows(program: Program) -> list[dict[str, Any]]:
         rows.append(row)
     rows += [{key: getattr(record, key) for key in _FIELDS} for record in seen.values()]
     return rows
-
-
-def unknown_node(text: str) -> NotFoundError:
-    """The error for a node that is neither configured nor seen."""
-    return NotFoundError(
-        f"There is no node {text}.", hint="netbootd nodes list shows the configured ones and those that were seen."
-    )

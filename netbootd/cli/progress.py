@@ -47,7 +47,7 @@ class _Reporter(ABC):
 
     def note(self, text: str) -> None:
         """See `Progress`."""
-        self._clear()
+        self.clear()
         note(f"{self._name}: {text}")
 
     def finish(self) -> None:
@@ -67,7 +67,8 @@ class _Reporter(ABC):
     @abstractmethod
     def _end(self, seconds: float) -> None: ...
 
-    def _clear(self) -> None:
+    @abstractmethod
+    def clear(self) -> None:
         """Make room for a line."""
 
     def _figures(self, now: float) -> str:
@@ -94,6 +95,9 @@ class Lines(_Reporter):
         if self._done:
             note(f"{self._name}: {self._title}: done, {size_text(self._done)} in {seconds:.1f} s")
 
+    def clear(self) -> None:
+        """See `_Reporter`: lines have room already."""
+
 
 class Bar(_Reporter):
     """One line that is drawn again and again."""
@@ -115,7 +119,8 @@ class Bar(_Reporter):
         sys.stderr.write(f"\r\x1b[K{self._name}: {self._title}: {seconds:.1f} s{amount}\n")
         sys.stderr.flush()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """See `_Reporter`."""
         sys.stderr.write("\r\x1b[K")
 
 
@@ -130,5 +135,5 @@ def reporter(name: str, *, quiet: bool) -> Iterator[Progress]:
         yield shown
         shown.finish()
     except BaseException:
-        shown._clear()
+        shown.clear()
         raise

@@ -10,7 +10,6 @@ import click
 
 from netbootd.cli.common import Program, pass_program
 
-
 PORT = click.IntRange(0, 65535)
 
 

@@ -1,0 +1,152 @@
+"""Looks at nodes as the servers would, without serving: their files, where each comes from, their seed as an ISO."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from netbootd.boot.files import BootDirectory
+from netbootd.boot.identify import Identities
+from netbootd.boot.sessions import Sessions
+from netbootd.cloudinit.seed import DOCUMENTS, SeedBuilder
+from netbootd.config.schema import Config
+from netbootd.errors import HostError, NotFoundError
+from netbootd.formats.cidata import cidata_iso
+from netbootd.host.links import address_to_advertise
+from netbootd.model.identity import MacAddress, Serial
+from netbootd.model.network import ServerAddress
+from netbootd.model.node import Node
+from netbootd.model.resource import BootPath, MemorySource
+from netbootd.service.supervisor import default_image
+from netbootd.store.database import Database, NodeRecord
+from netbootd.store.generations import Generations
+from netbootd.store.layout import Layout
+
+_TEXT_LIMIT = 8192
+"""Rendered files up to this size are shown whole."""
+
+
+class Inspector:
+    """The configuration, the images and what was seen, for the commands that explain."""
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        self._config = config
+        generations = Generations(layout)
+        image = default_image(config, generations)
+        self._records = _records(layout)
+        self._identities = Identities(
+            [node.node(image) for node in config.nodes],
+            stranger_image=image,
+            refuse_strangers=False,
+            mac_of=lambda address: None,
+        )
+        for record in self._records:
+            serial = Serial.parse(record.serial) if record.serial else None
+            mac = MacAddress.parse(record.mac) if record.mac else None
+            self._identities.remember(serial, mac, record.address)
+        sessions = Sessions(
+            lambda name: found.id if (found := generations.current(name)) else "",
+            lambda name, ident: generations.find(name, ident) is not None,
+            self._records,
+        )
+        self._files = BootDirectory(
+            self._identities, sessions, generations, config.defaults.boot_files, self._server, None
+        )
+        self._seeds = SeedBuilder(config)
+
+    def node(self, text: str) -> Node:
+        """The node that a person means.
+
+        :raises NotFoundError: neither configured nor seen
+        """
+        node = self._identities.find(text)
+        if node is None:
+            raise NotFoundError(
+                f"There is no node {text}.",
+                hint="netbootd nodes list shows the configured ones and those that were seen.",
+            )
+        return node
+
+    def files(self, node: Node) -> list[dict[str, Any]]:
+        """Every boot file of the node: path, layer, size in bytes, where it comes from."""
+        rows = []
+        for path in self._files.paths(node):
+            resource = self._files.resolve(node, BootPath.parse(path), "")
+            rows.append({"path": path, "origin": resource.origin, "size": resource.size, "detail": resource.detail})
+        return rows
+
+    def explain(self, node: Node, path: str) -> dict[str, Any]:
+        """The layer and inputs of one file, or of ``nocloud/<document>``.
+
+        :raises NotFoundError: the node has no such file
+        """
+        folder, _, document = path.strip("/").partition("/")
+        if folder == "nocloud":
+            if document not in DOCUMENTS:
+                raise NotFoundError(f"There is no document {document}.", hint=f"There are: {', '.join(DOCUMENTS)}.")
+            return self._explain_document(node, document)
+        try:
+            boot_path = BootPath.parse(path)
+        except ValueError as error:
+            raise NotFoundError(f"{path} can't be the path of a boot file.") from error
+        resource = self._files.resolve(node, boot_path, "")
+        source = resource.open()
+        try:
+            data = source.read(source.size())
+        finally:
+            source.close()
+        answer: dict[str, Any] = {
+            "node": node.name,
+            "path": str(boot_path),
+            "layer": resource.origin,
+            "from": resource.detail,
+            "size": resource.size,
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        if isinstance(source, MemorySource) and len(data) <= _TEXT_LIMIT:
+            answer["content"] = data.decode(errors="replace")
+        return answer
+
+    def _explain_document(self, node: Node, document: str) -> dict[str, Any]:
+        seed = self._seeds.build(node, self._server(""))
+        layers = self._seeds.explain(node, self._server(""), document)
+        shown = "(holds secrets)" if document in seed.uses_secrets else seed.document(document).decode(errors="replace")
+        return {
+            "node": node.name,
+            "path": f"nocloud/{document}",
+            "layer": "rendered",
+            "keys": [f"{key}: {source}" for key, source in layers],
+            "content": shown,
+        }
+
+    def write_seed(self, node: Node, output: Path) -> None:
+        """Write the node's four documents as a CIDATA ISO; it holds secrets where they do, so only we may read it.
+
+        :raises HostError: the file can't be written
+        """
+        seed = self._seeds.build(node, self._server(""))
+        image = cidata_iso({name: seed.document(name) for name in DOCUMENTS})
+        beside = output.with_name(f".{output.name}.part")
+        try:
+            beside.touch(mode=0o600)
+            beside.write_bytes(image)
+            beside.replace(output)
+        except OSError as error:
+            raise HostError(f"Writing {output}: {error.strerror or error}.") from error
+
+    def _server(self, local: str) -> ServerAddress:
+        server = self._config.server
+        address = address_to_advertise(local, str(server.address or ""), server.interface, ())
+        nfs = self._config.nfs
+        return ServerAddress(address, self._config.http.port, nfs.port, nfs.port, nfs.portmap_port)
+
+
+def _records(layout: Layout) -> list[NodeRecord]:
+    if not layout.database.exists():
+        return []
+    database = Database(layout.database, readonly=True)
+    try:
+        return database.nodes()
+    finally:
+        database.close()
