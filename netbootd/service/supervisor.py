@@ -170,11 +170,11 @@ class Service:
             self._files,
             self._recorder.record,
             TftpSettings(
-                binds=tuple((bind, tftp_port) for bind in binds),
-                allowed=self._allowed,
+                bind=tuple((bind, tftp_port) for bind in binds),
+                allow=self._allowed,
                 single_port=options.single_port or config.tftp.single_port,
                 data_ports=options.data_ports or config.tftp.data_ports,
-                max_blksize=config.tftp.max_blksize or 1468,
+                max_blksize=config.tftp.max_blksize,
                 max_windowsize=config.tftp.max_windowsize,
                 sockets=tuple(inherited.get("tftp", ())),
             ),
@@ -210,11 +210,11 @@ class Service:
         self._nfs = EmbeddedServer(
             GenerationExports(self._generations),
             NfsSettings(
-                binds=binds,
+                addresses=binds,
                 port=port,
                 mount_port=options.mount_port,
-                portmap_port=None if portmap_port == "off" else int(portmap_port or 0),
-                allowed=self._allowed,
+                portmap_port=None if portmap_port in ("off", None) else int(portmap_port),
+                allow=self._allowed,
             ),
             self._mounted,
         )
