@@ -1,6 +1,6 @@
 """What all levels of the tests share: the lab, the no-skips rule, and a summary by level.
 
-The levels are the folders unit, conformance, netns and qemu; tests/README.md tells what belongs where.
+The levels are the folders beside this file; tests/README.md tells what belongs where.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import pytest
 from tests.support.netlab import Lab, sweep
 from tests.support.processes import read_text
 
-LEVELS = ("unit", "conformance", "netns", "qemu")
+LEVELS = ("packaging", "unit", "conformance", "netns", "qemu")
+MARKED = ("conformance", "netns", "qemu")
 NEED_ROOT = ("netns", "qemu")
 
 _ran: Counter[str] = Counter()
@@ -42,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         level = level_of(item.path)
         if level in NEED_ROOT and os.geteuid() != 0 and not config.option.collectonly:
             raise pytest.UsageError(f"the tests of level {level} need root: sudo tests/run {level}")
-        if level and level != "unit":
+        if level in MARKED:
             item.add_marker(level)
         if level in NEED_ROOT:
             given = item.get_closest_marker("timeout")

@@ -61,7 +61,7 @@ class Machine:
         argv += ["-nodefaults", "-display", "none", "-no-reboot", "-device", "virtio-rng-pci"]
         argv += ["-serial", f"file:{self.console}"]
         argv += ["-netdev", "tap,ifname=tap0,script=no,downscript=no,id=n0"]
-        argv += ["-device", f"virtio-net-pci,netdev=n0,mac={mac}"]
+        argv += ["-device", f"virtio-net-pci,netdev=n0,mac={mac},romfile="]
         argv += ["-kernel", payload.kernel, "-append", f"{payload.cmdline} console={console} panic=-1"]
         if payload.initramfs:
             argv += ["-initrd", payload.initramfs]

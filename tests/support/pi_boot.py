@@ -208,9 +208,7 @@ def ask_dhcp(interface: str, mac: bytes, serial: str, revision: int, wait: float
         sock.bind(("", 68))
         for _ in range(6):
             _send_dhcp(sock, xid, mac, {53: b"\1", **options})
-            offers = _replies(
-                sock, xid, mac, 2, wait, lambda found: any(r.leases for r in found) and any(r.is_for_pi for r in found)
-            )
+            offers = _replies(sock, xid, mac, 2, wait, _enough_to_boot)
             lease = next((r for r in offers if r.leases), None)
             boot = next((r for r in offers if r.is_for_pi and r.tftp_server), None)
             boot = boot or (lease if lease and lease.tftp_server else None)
@@ -227,6 +225,11 @@ def ask_dhcp(interface: str, mac: bytes, serial: str, revision: int, wait: float
     mask = lease.options.get(1, b"\xff\xff\xff\0")
     length = int.from_bytes(mask).bit_count()
     return Lease(lease.address, length, boot.tftp_server, lease.sender, boot.sender, boot is not lease)
+
+
+def _enough_to_boot(offers: list[_Reply]) -> bool:
+    """An address and a TFTP server, be it from one offer or from two."""
+    return any(r.leases for r in offers) and any(r.tftp_server and (r.leases or r.is_for_pi) for r in offers)
 
 
 def _send_dhcp(sock: socket.socket, xid: int, mac: bytes, options: dict[int, bytes]) -> None:
