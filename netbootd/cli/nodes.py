@@ -61,7 +61,7 @@ def show(program: Program, node: str, as_json: bool) -> None:
         emit_json({**row, "files": files})
         return
     for key in _FIELDS:
-        value = when(row.get(key) or 0) if key == "last_seen" else row.get(key)
+        value = when(float(row.get(key) or 0)) if key == "last_seen" else row.get(key)
         say(f"{key.replace('_', ' '):<12}{value or '-'}")
     say("")
     say(table(files, [("path", "FILE"), ("origin", "LAYER"), ("size", "BYTES"), ("detail", "FROM")]))

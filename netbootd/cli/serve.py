@@ -23,7 +23,11 @@ def address(text: str) -> str:
 
 def port_or_off(text: str) -> int | str:
     """An option's port number, or ``off``."""
-    return text if text == "off" else PORT.convert(text, None, None)
+    if text == "off":
+        return text
+    if not text.isdigit() or int(text) > 65535:
+        raise click.BadParameter(f"{text!r} is neither a port number nor off.")
+    return int(text)
 
 
 def port_range(text: str) -> tuple[int, int]:

@@ -110,13 +110,13 @@ class Inspector:
 
     def _explain_document(self, node: Node, document: str) -> dict[str, Any]:
         seed = self._seeds.build(node, self._server(""))
-        layers = self._seeds.explain(node, self._server(""), document)
+        layers = self._seeds.explain(node, document)
         shown = "(holds secrets)" if document in seed.uses_secrets else seed.document(document).decode(errors="replace")
         return {
             "node": node.name,
             "path": f"nocloud/{document}",
             "layer": "rendered",
-            "keys": [f"{key}: {source}" for key, source in layers],
+            "keys": [f"{origin.key}: {origin.place}" for origin in layers],
             "content": shown,
         }
 

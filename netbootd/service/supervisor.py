@@ -304,12 +304,16 @@ class Service:
     async def _drain(self) -> None:
         seconds = self._config.server.drain_seconds
         _log.info("Stopping: open transfers get up to %.0f s", seconds)
-        servers = [self._tftp.stop(seconds), self._http.stop(seconds)]
-        if self._nfs:
-            servers.append(self._nfs.stop(min(seconds, 1.0)))
-        draining = asyncio.gather(*servers)
+
+        async def every_server() -> None:
+            servers = [self._tftp.stop(seconds), self._http.stop(seconds)]
+            if self._nfs:
+                servers.append(self._nfs.stop(min(seconds, 1.0)))  # a node reads its root for ever: nothing to wait for
+            await asyncio.gather(*servers)
+
+        draining = asyncio.create_task(every_server())
         stop_now = asyncio.create_task(self._stop_now.wait())
-        await asyncio.wait({draining, stop_now}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((draining, stop_now), return_when=asyncio.FIRST_COMPLETED)
         stop_now.cancel()
         if not draining.done():
             _log.warning("Second signal: ending at once")

@@ -1,0 +1,220 @@
+"""Builds one image: resolve, download, read, export, patch, publish; the steps in order.
+
+A generation's id is the digest of all that it is made from, so the same inputs give the same generation and nothing
+is done twice. Until the last rename nothing of a build is visible; the next one sweeps what an interrupted one left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from netbootd import __version__
+from netbootd.errors import HostError
+from netbootd.formats.ext4 import Ext4
+from netbootd.formats.fat import Fat
+from netbootd.formats.partitions import find_boot_and_root, read_table
+from netbootd.images import patches
+from netbootd.images.catalog import resolve
+from netbootd.images.decompress import Stopped, decompress
+from netbootd.images.download import fetch
+from netbootd.images.export import check_target, export_ext4, export_fat
+from netbootd.images.progress import Progress
+from netbootd.model.image import Generation, ImageSpec, Release
+from netbootd.model.network import ServerAddress
+from netbootd.store.generations import Generations, remove_tree
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How to build. `mirror` and `keyring` replace and extend the publisher's; `force` builds what is there again."""
+
+    mirror: str | None = None
+    keyring: Path | None = None
+    skip_verify: bool = False
+    force: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """What came of it. `changed` is False where the generation was there and current already."""
+
+    name: str
+    generation: str
+    path: Path
+    changed: bool
+
+
+async def build_image(
+    spec: ImageSpec, generations: Generations, server: ServerAddress, options: BuildOptions, progress: Progress
+) -> BuildResult:
+    """Build `spec` and make it current.
+
+    :param server: how nodes reach the server, written into the boot files
+    :raises NetbootdError: by the table of the operator's contract; the current generation stays as it was
+    """
+    with generations.locked(spec.name, f"Building {spec.name}"):
+        release = await resolve(
+            spec,
+            mirror=options.mirror,
+            keyring=options.keyring,
+            skip_verify=options.skip_verify,
+            progress=progress,
+        )
+        salt = datetime.now(UTC).isoformat() if options.force else ""
+        ident = generation_id(spec, release, server, generations.layout.state, salt)
+        generation = generations.layout.generation(spec.name, ident)
+        current = generations.current(spec.name)
+        known = generations.find(spec.name, ident) is not None
+        changed = current is None or current.id != ident
+        result = BuildResult(spec.name, ident, generation.path, changed)
+        if options.dry_run or not changed:
+            return result
+        if known:  # built before, and another has been current since
+            generations.activate(generation)
+            return result
+        check_target(generations.layout.image(spec.name))
+        archive = await fetch(release, generations.layout.downloads, progress)
+        await _in_thread(lambda stop: _build(spec, release, archive, generation, generations, server, progress, stop))
+        return result
+
+
+def generation_id(spec: ImageSpec, release: Release, server: ServerAddress, state: Path, salt: str) -> str:
+    """The digest of everything that a build depends on, 16 hex digits.
+
+    :param state: the state folder, whose path is on the kernel's command line
+    :param salt: "" unless the build shall differ from every earlier one
+    """
+    inputs = {
+        "tool": [__version__, patches.REVISION],
+        "archive": release.sha256,
+        "arch": spec.arch,
+        "cmdline_append": spec.cmdline_append,
+        "config_append": spec.config_append,
+        "server": asdict(server),
+        "state": str(state),
+        "salt": salt,
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+async def _in_thread(work: Callable[[threading.Event], _T]) -> _T:
+    """Run blocking work beside the event loop; a cancelled task tells the work to stop and waits until it has."""
+    stop = threading.Event()
+    task = asyncio.create_task(asyncio.to_thread(work, stop))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait({task})
+        raise
+
+
+def _build(
+    spec: ImageSpec,
+    release: Release,
+    archive: Path,
+    generation: Generation,
+    generations: Generations,
+    server: ServerAddress,
+    progress: Progress,
+    stop: threading.Event,
+) -> None:
+    work = generations.begin(generation)
+    try:
+        manifest = _fill(spec, release, archive, generation, work, server, progress, stop)
+        progress.step("Publishing")
+        generations.publish(work, generation, manifest)
+    except OSError as error:
+        if isinstance(error, HostError):
+            raise
+        raise HostError(
+            f"Building {spec.name} in {work}: {error.strerror or error}.",
+            hint="Is the disk full? netbootd images prune deletes old generations.",
+        ) from error
+    finally:
+        if work.exists():
+            remove_tree(work)
+
+
+def _fill(
+    spec: ImageSpec,
+    release: Release,
+    archive: Path,
+    generation: Generation,
+    work: Path,
+    server: ServerAddress,
+    progress: Progress,
+    stop: threading.Event,
+) -> dict[str, Any]:
+    """Fill `work` with boot/ and root/; returns what image.json says."""
+    progress.step("Decompressing")
+    with decompress(archive, work, progress=progress, sha256=release.sha256, stop=stop) as image:
+        table = read_table(image.window)
+        boot_partition, root_partition = find_boot_and_root(image.window, table)
+        fat = Fat(image.window.sub(boot_partition.offset, boot_partition.size))
+        ext4 = Ext4(image.window.sub(root_partition.offset, root_partition.size))
+        _check_room(work, fat, ext4)
+        boot, root = work / "boot", work / "root"
+        boot.mkdir()
+        root.mkdir()
+
+        def advance(amount: int) -> None:
+            if stop.is_set():
+                raise Stopped
+            progress.advance(amount)
+
+        progress.step("Reading the boot partition")
+        counts = {"boot": export_fat(fat, boot, progress=advance)}
+        progress.step("Reading the root file system")
+        counts["root"] = export_ext4(ext4, root, progress=advance)
+    progress.step("Patching")
+    facts = patches.survey(boot, root)
+    made = patches.apply(
+        boot,
+        root,
+        facts,
+        patches.Parameters(
+            server=server,
+            root_path=str(generation.root),
+            cmdline_append=spec.cmdline_append,
+            config_append=spec.config_append,
+        ),
+    )
+    return {
+        "name": spec.name,
+        "generation": generation.id,
+        "source": {
+            "url": release.url,
+            "sha256": release.sha256,
+            "verified": release.verified,
+            "key": release.key,
+        },
+        "partitions": [asdict(partition) for partition in table.partitions],
+        "patches": [asdict(patch) for patch in made],
+        "counts": {part: asdict(count) for part, count in counts.items()},
+        "facts": facts.as_dict(),
+        "tool": f"netbootd {__version__}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _check_room(work: Path, fat: Fat, ext4: Ext4) -> None:
+    needed = fat.used_bytes + ext4.used_bytes
+    free = shutil.disk_usage(work).free
+    if free < needed:
+        raise HostError(
+            f"Exporting the image needs {needed >> 20} MiB, and {work} has {free >> 20} MiB free.",
+            hint="Free some room (netbootd images prune), or choose another disk with --state.",
+        )
