@@ -99,7 +99,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def _levels_without_tests(config: pytest.Config) -> list[str]:
     """The levels that were asked for by their folders and had nothing to run, where all must run."""
-    asked = {Path(argument).name for argument in config.args} if config.getoption("--all-must-run") else set()
+    strict = config.getoption("--all-must-run") and not config.option.collectonly
+    asked = {Path(argument).name for argument in config.args} if strict else set()
     return [level for level in LEVELS if level in asked and not _ran[level]]
 
 
