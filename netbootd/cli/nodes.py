@@ -111,7 +111,7 @@ def _inspector(program: Program) -> Inspector:
 
 def node_rows(program: Program) -> list[dict[str, Any]]:
     """The nodes as the contract's JSON has them: configured ones in their order, then strangers by name."""
-    from netbootd.service.supervisor import default_image
+    from netbootd.service.defaults import default_image
 
     database = program.open_database()
     records = []

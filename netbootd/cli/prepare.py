@@ -50,10 +50,11 @@ def command(program: Program, /, names: tuple[str, ...], as_json: bool, **values
     """
     import asyncio
 
+    specs = choose(program.config, names, values)
+
     from netbootd.cli.progress import reporter
     from netbootd.images.build import BuildOptions, build_image
 
-    specs = choose(program.config, names, values)
     options = BuildOptions(
         mirror=values["mirror"],
         keyring=values["keyring"],

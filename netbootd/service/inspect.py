@@ -18,7 +18,7 @@ from netbootd.model.identity import MacAddress, Serial
 from netbootd.model.network import ServerAddress
 from netbootd.model.node import Node
 from netbootd.model.resource import BootPath, MemorySource
-from netbootd.service.supervisor import default_image
+from netbootd.service.defaults import default_image
 from netbootd.store.database import Database, NodeRecord
 from netbootd.store.generations import Generations
 from netbootd.store.layout import Layout

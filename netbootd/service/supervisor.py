@@ -36,6 +36,7 @@ from netbootd.model.network import ServerAddress
 from netbootd.model.node import Node
 from netbootd.nfsd.server import EmbeddedServer, NfsSettings
 from netbootd.service.access import SeedGate
+from netbootd.service.defaults import default_image
 from netbootd.service.events import Recorder
 from netbootd.service.exports import GenerationExports
 from netbootd.store.database import Database
@@ -319,14 +320,6 @@ class Service:
             _log.warning("Second signal: ending at once")
             draining.cancel()
         await asyncio.gather(draining, return_exceptions=True)
-
-
-def default_image(config: Config, generations: Generations) -> str:
-    """The image of a node that names none: the configuration's, else the only prepared one, else noble."""
-    if config.defaults.image:
-        return config.defaults.image
-    prepared = generations.names()
-    return prepared[0] if len(prepared) == 1 else "noble"
 
 
 def default_binds() -> tuple[str, ...]:
