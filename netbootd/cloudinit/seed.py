@@ -1,0 +1,237 @@
+"""The four NoCloud documents of a node (cloud-init's DataSourceNoCloud), rendered when the node asks for them.
+
+The layers of each document, later ones over earlier ones: what netbootd.toml says (user, keys) and what netbootd itself
+needs (reporting, phone-home), the defaults' folders, the node's folders. Nothing that is filled in is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import yaml
+
+from netbootd.cloudinit.fill import Filler
+from netbootd.cloudinit.merge import Origin, Part, merge, read_part
+from netbootd.cloudinit.template import Template, make_template
+from netbootd.cloudinit.tree import parse
+from netbootd.errors import ConfigError
+from netbootd.formats import authorizedkeys
+from netbootd.model.network import ServerAddress
+from netbootd.model.node import Node
+
+DOCUMENTS: Final = ("meta-data", "user-data", "vendor-data", "network-config")
+"""The names of the documents, as NoCloud asks for them."""
+
+_CLOUD_CONFIG = ("user-data", "vendor-data")
+_MAX_BYTES = 1 << 20
+
+_META_DATA = """\
+instance-id: ${node:instance_id}
+local-hostname: ${node:hostname}
+"""
+
+# In vendor-data, so that user-data stays the operator's. The list leaves DSA out, which newer versions don't know.
+_VENDOR_DATA = """\
+reporting:
+  netbootd:
+    type: webhook
+    endpoint: ${node:url}/events/${node:key}
+    timeout: 10
+    retries: 2
+phone_home:
+  url: ${node:url}/phone-home/${node:key}
+  post: [pub_key_rsa, pub_key_ecdsa, pub_key_ed25519, instance_id, hostname, fqdn]
+  tries: 10
+"""
+
+
+class Defaults(Protocol):
+    """What the builder reads of the configuration's ``[defaults]``."""
+
+    @property
+    def user(self) -> str:
+        """The user made on every node."""
+
+    @property
+    def ssh_authorized_keys(self) -> tuple[Path, ...]:
+        """Files of public keys for the user; one that is not there is passed over."""
+
+    @property
+    def cloud_init(self) -> tuple[Path, ...]:
+        """The folders of every node, in order."""
+
+
+class Settings(Protocol):
+    """What the builder reads of the configuration."""
+
+    @property
+    def base(self) -> Path:
+        """What relative paths in documents are relative to."""
+
+    @property
+    def defaults(self) -> Defaults:
+        """The table of that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """A node's four documents by name. `uses_secrets` names those with a file or an environment variable filled in.
+
+    `digest` is that of everything that makes the documents but the secrets and the server's address; the instance-id
+    has a part of it, so that a node with a new configuration begins anew.
+    """
+
+    documents: dict[str, bytes]
+    uses_secrets: frozenset[str]
+    digest: str
+
+    def document(self, name: str) -> bytes:
+        """One of `DOCUMENTS`."""
+        return self.documents[name]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cached:
+    stamp: tuple[object, ...]
+    templates: dict[str, Template]
+
+
+class SeedBuilder:
+    """Makes the seeds of a configuration's nodes. Files are read again when they have changed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._base = settings.base
+        self._defaults = settings.defaults
+        self._cache: dict[tuple[Path, ...], _Cached] = {}
+
+    def build(self, node: Node, server: ServerAddress) -> Seed:
+        """The documents of `node`, which reaches us at `server`.
+
+        :raises ConfigError: a document is faulty, or what it refers to is not there; names file and line
+        """
+        templates = self._templates(node)
+        digest = _digest(node, templates)
+        instance_id = f"{node.key.replace(':', '-')}-{digest[:12]}"
+        filler = Filler(self._base, fields_of(node, server, instance_id))
+        documents = {name: templates[name].fill(filler) for name in DOCUMENTS}
+        secrets = frozenset(name for name in DOCUMENTS if templates[name].uses_secrets)
+        return Seed(documents, secrets, digest)
+
+    def explain(self, node: Node, document: str) -> tuple[Origin, ...]:
+        """Where each value of a document came from, in the document's order."""
+        return self._templates(node)[document].origins
+
+    def _templates(self, node: Node) -> dict[str, Template]:
+        folders = (*self._defaults.cloud_init, *node.cloud_init)
+        files = (folder / name for folder in folders for name in DOCUMENTS)
+        stamp = _stamp((*self._defaults.ssh_authorized_keys, *folders, *files))
+        cached = self._cache.get(folders)
+        if cached is None or cached.stamp != stamp:
+            cached = _Cached(stamp, {name: self._template(name, folders) for name in DOCUMENTS})
+            self._cache[folders] = cached
+        return cached.templates
+
+    def _template(self, name: str, folders: Sequence[Path]) -> Template:
+        cloud_config = name in _CLOUD_CONFIG
+        own = self._own_part(name)
+        parts = [part for folder in folders if (part := _folder_part(folder, name))]
+        if own and not any(part.text for part in parts):  # what can't be merged is the operator's alone
+            parts.insert(0, own)
+        return make_template(merge(parts), cloud_config=cloud_config)
+
+    def _own_part(self, name: str) -> Part | None:
+        """The lowest layer of a document: netbootd's own."""
+        if name == "meta-data":
+            return Part("netbootd", parse(_META_DATA, "netbootd", lines=False))
+        if name == "vendor-data":
+            return Part("netbootd", parse(_VENDOR_DATA, "netbootd", lines=False))
+        if name == "user-data":
+            return Part("[defaults]", parse(self._user(), "[defaults]", lines=False))
+        return None
+
+    def _user(self) -> str:
+        """The user as cloud-init's own default user, under our name: each distribution gives it the groups that fit."""
+        user: dict[str, object] = {
+            "name": self._defaults.user,
+            "gecos": self._defaults.user,
+            "shell": "/bin/bash",
+            "lock_passwd": True,
+            "sudo": "ALL=(ALL) NOPASSWD:ALL",
+        }
+        keys = [key for path in self._defaults.ssh_authorized_keys for key in _read_keys(path)]
+        if keys:
+            user["ssh_authorized_keys"] = [key.replace("${", "$${") for key in keys]
+        return yaml.safe_dump({"user": user}, sort_keys=False, width=2**31 - 1, allow_unicode=True)
+
+
+def fields_of(node: Node, server: ServerAddress, instance_id: str) -> dict[str, str]:
+    """What ``${node:FIELD}`` gives, by FIELD."""
+    return {
+        "name": node.name,
+        "hostname": node.hostname,
+        "id": node.id,
+        "key": node.key,
+        "serial": str(node.serial or ""),
+        "mac": str(node.mac or ""),
+        "address": node.address,
+        "image": node.image,
+        "instance_id": instance_id,
+        "server": server.address,
+        "url": server.http_base,
+    }
+
+
+def _digest(node: Node, templates: dict[str, Template]) -> str:
+    """What the node's configuration depends on, secrets aside: a digest of those would let them be guessed."""
+    digest = hashlib.sha256()
+    for text in (node.key, node.name, node.hostname, node.image, *(templates[name].source for name in DOCUMENTS)):
+        data = text.encode()
+        digest.update(b"%d:" % len(data) + data)
+    return digest.hexdigest()
+
+
+def _folder_part(folder: Path, name: str) -> Part | None:
+    """A folder's document, None where it has none.
+
+    :raises ConfigError: it is faulty or can't be read, or the folder has gone
+    """
+    path = folder / name
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        if folder.is_dir():
+            return None
+        raise ConfigError(f"{folder}: the cloud-init folder is not there.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror or error}.") from None
+    if len(data) > _MAX_BYTES:
+        raise ConfigError(f"{path} is larger than {_MAX_BYTES >> 10} KiB.")
+    return read_part(data, str(path), cloud_config=name in _CLOUD_CONFIG)
+
+
+def _read_keys(path: Path) -> tuple[str, ...]:
+    try:
+        return authorizedkeys.parse(path.read_bytes())
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"[defaults] ssh_authorized_keys: {path}: {getattr(error, 'strerror', None) or error}."
+        ) from None
+
+
+def _stamp(paths: Sequence[Path]) -> tuple[object, ...]:
+    """What changes when one of the files does."""
+    stamps: list[object] = []
+    for path in paths:
+        try:
+            status = path.stat()
+            stamps.append((status.st_mtime_ns, status.st_size, status.st_ino))
+        except OSError as error:
+            stamps.append(error.errno)
+    return tuple(stamps)
