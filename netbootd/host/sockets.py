@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import resource
 import socket
 
 from netbootd.errors import HostError
@@ -46,3 +47,11 @@ def bind_error(error: OSError, address: str, port: int, *, what: str, option: st
     if error.errno == errno.EADDRNOTAVAIL:
         return HostError(f"Opening {what} on {where}: this host has no such address.", hint="Correct --bind.")
     return HostError(f"Opening {what} on {where}: {error.strerror or error}.", hint=f"{option} chooses another port.")
+
+
+def allow_many_descriptors(wanted: int = 16384) -> None:
+    """Raise this process's limit of open descriptors; a usual one of 1,024 is less than a rack that boots at once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -10,16 +10,15 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from aiohttp import web
 
 from netbootd.errors import BusyError, DeniedError, NotFoundError
 from netbootd.host.sockets import listen_tcp
-from netbootd.httpd.bootfiles import BootFileRoutes
+from netbootd.httpd.connections import ConnectionGuard, ConnectionLimits
 from netbootd.httpd.peers import peer_address
-from netbootd.httpd.progress import ProgressRoutes
-from netbootd.httpd.seed import SeedRoutes
 
 _log = logging.getLogger(__name__)
 
@@ -36,22 +35,32 @@ class HttpSettings:
     binds: tuple[tuple[str, int], ...]
     allowed: Callable[[str], bool]
     sockets: tuple[socket.socket, ...] = ()
+    limits: ConnectionLimits = field(default_factory=ConnectionLimits)
+
+
+class Routes(Protocol):
+    """A part of the site."""
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        """Add its routes."""
 
 
 class HttpServer:
-    """One HTTP server on all its sockets. `start`, then `stop`."""
+    """One HTTP server on all its sockets: `bind`, `start`, then `stop`.
 
-    def __init__(
-        self, settings: HttpSettings, bootfiles: BootFileRoutes, seed: SeedRoutes, progress: ProgressRoutes
-    ) -> None:
+    :param routes: the parts of the site, beside ``/healthz``
+    """
+
+    def __init__(self, settings: HttpSettings, *routes: Routes) -> None:
         self._settings = settings
+        self.connections = ConnectionGuard(settings.limits)
         app = web.Application(middlewares=[self._answer], client_max_size=MAX_BODY, handler_args={"access_log": None})
         app.router.add_get("/healthz", self._healthz)
-        bootfiles.add_to(app.router)
-        seed.add_to(app.router)
-        progress.add_to(app.router)
+        for part in routes:
+            part.add_to(app.router)
         self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=30.0, shutdown_timeout=1.0)
         self._sockets: list[socket.socket] = []
+        self._servers: list[asyncio.Server] = []
 
     @property
     def addresses(self) -> list[str]:
@@ -84,21 +93,38 @@ class HttpServer:
     async def start(self) -> None:
         """Answer on the sockets that `bind` opened."""
         await self._runner.setup()
+        handlers = self._runner.server
+        assert handlers is not None
+        self.connections.start()
         for listener in self._sockets:
-            await web.SockSite(self._runner, listener, backlog=1024).start()
+            self._servers.append(
+                await asyncio.get_running_loop().create_server(
+                    lambda: self.connections.protocol(handlers()), sock=listener, backlog=1024
+                )
+            )
 
     async def stop(self, drain_seconds: float) -> None:
         """Take no new connection, let open requests end for so long, then close."""
+        for server in self._servers:
+            server.close()
+        if not self._servers:
+            for listener in self._sockets:
+                listener.close()
         runner = self._runner
         runner._shutdown_timeout = max(0.1, drain_seconds)
         await runner.cleanup()
+        self.connections.stop()
 
     @web.middleware
     async def _answer(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        peer = peer_address(request)
+        peer, transport = peer_address(request), request.transport
+        self.connections.begin(transport)
         try:
             if not self._settings.allowed(peer):
                 raise DeniedError(f"{peer} is not in the allowed networks.")
+            if request.method == "POST":
+                async with asyncio.timeout(self._settings.limits.header):
+                    return await handler(request)
             return await handler(request)
         except (web.HTTPException, asyncio.CancelledError, ConnectionError):
             raise
@@ -107,11 +133,15 @@ class HttpServer:
         except DeniedError as error:
             _log.info("HTTP: refused %s to %s: %s", request.path, peer, error, extra={"fields": {"PEER": peer}})
             return _plain(403, "forbidden")
+        except TimeoutError:
+            return _plain(408, "too slow", {"Connection": "close"})
         except BusyError:
             return _plain(503, "busy", {"Retry-After": "2"})
         except Exception:
             _log.exception("HTTP: %s %s from %s failed", request.method, request.path, peer)
             return _plain(500, "internal error")
+        finally:
+            self.connections.end(transport)
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return _plain(200, "ok")

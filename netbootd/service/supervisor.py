@@ -25,7 +25,9 @@ from netbootd.config.schema import Config
 from netbootd.errors import HostError
 from netbootd.host import systemd
 from netbootd.host.links import AllowedPeers, Neighbours, address_to_advertise, local_addresses
+from netbootd.host.sockets import allow_many_descriptors
 from netbootd.httpd.bootfiles import BootFileRoutes
+from netbootd.httpd.metrics import MetricsRoute
 from netbootd.httpd.progress import ProgressRoutes
 from netbootd.httpd.seed import SeedRoutes
 from netbootd.httpd.server import HttpServer, HttpSettings
@@ -39,6 +41,7 @@ from netbootd.service.access import SeedGate
 from netbootd.service.defaults import default_image
 from netbootd.service.events import Recorder
 from netbootd.service.exports import GenerationExports
+from netbootd.service.metrics import Metrics, Sources
 from netbootd.store.database import Database
 from netbootd.store.generations import Generations
 from netbootd.store.layout import Layout
@@ -102,6 +105,8 @@ class Service:
         )
         self._seeds = SeedBuilder(config)
         self._recorder = Recorder(self._sessions, self._database)
+        self._metrics = Metrics(Sources(self._count_tftp, self._count_http, self._count_nfs, self._stages))
+        self._recorder.subscribers.append(self._metrics.observe)
         self._address: ServerAddress | None = None
         self._tftp: TftpServer
         self._http: HttpServer
@@ -119,6 +124,7 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
+        allow_many_descriptors()
         await self._open()
         background = asyncio.create_task(self._recorder.run())
         watchdog = asyncio.create_task(_feed_watchdog())
@@ -165,6 +171,7 @@ class Service:
                 self._recorder.record,
             ),
             ProgressRoutes(self._files, self._recorder.record),
+            MetricsRoute(self._metrics.render),
         )
         tftp_port = config.tftp.port if options.tftp_port is None else options.tftp_port
         self._tftp = TftpServer(
@@ -299,6 +306,36 @@ class Service:
                 seconds=seconds,
             )
         )
+
+    # ---------------------------------------------------------------- counting
+
+    def _count_tftp(self) -> dict[str, int]:
+        return self._tftp.stats.snapshot()
+
+    def _count_http(self) -> dict[str, int]:
+        connections = self._http.connections
+        return {
+            "open": len(connections),
+            "accepted_connections": connections.accepted,
+            "refused_connections": connections.refused,
+            "timed_out_connections": connections.timed_out,
+        }
+
+    def _count_nfs(self) -> dict[str, int]:
+        if self._nfs is None:
+            return {}
+        counters = self._nfs.counters
+        return {
+            "open": self._nfs.connected,
+            "accepted_connections": counters.connections,
+            "refused_connections": counters.refused,
+            "broken_connections": counters.broken,
+            "calls": counters.calls,
+            "sent_bytes": counters.bytes_sent,
+        }
+
+    def _stages(self) -> list[str]:
+        return [record.stage for record in self._sessions.records()]
 
     # ---------------------------------------------------------------- stopping
 
