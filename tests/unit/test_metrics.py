@@ -14,7 +14,7 @@ def read(metrics: Metrics) -> dict[tuple[str, ...], float]:
     text, content_type = metrics.render()
     assert content_type.startswith("text/plain")
     return {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text.decode())
         for sample in family.samples
     }
@@ -58,11 +58,11 @@ def test_events_become_requests_bytes_and_durations() -> None:
     metrics.observe(event(Outcome.OK, size=500, seconds=40.0))
     metrics.observe(event(Outcome.MISS))
     samples = read(metrics)
-    assert samples["netbootd_requests_total", "tftp", "ok"] == 2
-    assert samples["netbootd_requests_total", "tftp", "miss"] == 1
+    assert samples["netbootd_requests_total", "ok", "tftp"] == 2
+    assert samples["netbootd_requests_total", "miss", "tftp"] == 1
     assert samples["netbootd_sent_bytes_total", "tftp"] == 1500
     assert samples["netbootd_request_seconds_count", "tftp"] == 2
-    assert samples["netbootd_request_seconds_bucket", "tftp", "0.5"] == 1
+    assert samples["netbootd_request_seconds_bucket", "0.5", "tftp"] == 1
 
 
 def test_a_peer_can_make_no_new_series() -> None:
