@@ -1,7 +1,6 @@
 """Boot files over HTTP: ``/boot/<id>/<file>``, the same answers as TFTP's.
 
-Files are sent by the kernel (sendfile) with Range, ETag and conditional requests (RFC 9110) by aiohttp's FileResponse,
-which is given the descriptor that the resolver opened, never a path below a folder.
+What is sent comes from the descriptor that the resolver opened, never from a path below a folder.
 """
 
 from __future__ import annotations
@@ -12,11 +11,12 @@ from aiohttp import hdrs, web
 
 from netbootd.boot.contract import BootFiles, EventSink, observed, parse_request
 from netbootd.errors import DeniedError, NotFoundError
+from netbootd.httpd.answer import send
 from netbootd.httpd.peers import local_address, peer_address
 from netbootd.model.event import Outcome, Stage
 from netbootd.model.identity import Evidence
 from netbootd.model.node import Node
-from netbootd.model.resource import BootPath, FileSource, Resource
+from netbootd.model.resource import BootPath
 
 
 class BootFileRoutes:
@@ -44,17 +44,20 @@ class BootFileRoutes:
         except (NotFoundError, DeniedError) as error:
             self._event(node, evidence, path, Outcome.MISS, Stage.FIRMWARE, detail=error.message)
             raise
-        outcome, detail = Outcome.FAILED, "the connection was lost"
-        response: web.StreamResponse | None = None
-        try:
-            response = await _send(request, resource)
-            outcome, detail = Outcome.OK, ""
-            return response
-        finally:
-            if request.method == hdrs.METH_GET:
-                size = resource.size if outcome is Outcome.OK else 0
-                seconds = time.monotonic() - began
-                self._event(node, evidence, path, outcome, resource.stage, size=size, seconds=seconds, detail=detail)
+        response, fault = await send(request, resource)
+        if request.method == hdrs.METH_GET:
+            sent = 0 if fault else response.content_length or 0
+            self._event(
+                node,
+                evidence,
+                path,
+                Outcome.FAILED if fault else Outcome.OK,
+                resource.stage if sent == resource.size else Stage.FIRMWARE,  # a part is not the kernel
+                size=sent,
+                seconds=time.monotonic() - began,
+                detail=fault,
+            )
+        return response
 
     def _event(
         self,
@@ -82,30 +85,3 @@ class BootFileRoutes:
                 detail=detail,
             )
         )
-
-
-async def _send(request: web.Request, resource: Resource) -> web.StreamResponse:
-    """Answer with the resource's bytes, whole before this returns."""
-    source = resource.open()
-    try:
-        if isinstance(source, FileSource):
-            response: web.StreamResponse = web.FileResponse(
-                f"/proc/self/fd/{source.fileno()}", headers={hdrs.CONTENT_TYPE: "application/octet-stream"}
-            )
-        else:
-            response = _from_memory(request, resource, source.read(source.size()))
-        await response.prepare(request)
-        await response.write_eof()
-        return response
-    finally:
-        source.close()
-
-
-def _from_memory(request: web.Request, resource: Resource, data: bytes) -> web.Response:
-    tags = [tag.value for tag in request.if_none_match or ()]
-    if resource.etag in tags or "*" in tags:
-        response = web.Response(status=304)
-    else:
-        response = web.Response(body=data, content_type="application/octet-stream")
-    response.etag = resource.etag
-    return response

@@ -102,6 +102,85 @@ async def test_a_file_whole_in_part_and_unchanged(site):
     assert (site.files.events[0].serial, site.files.events[0].address) == ("1a2b3c4d", "127.0.0.1")
 
 
+async def test_a_connection_serves_one_file_after_the_other(site, caplog):
+    data = os.urandom(500_000)
+    (site.folder / "initrd.img").write_bytes(data)
+    await site.start()
+    once = await site.curl("/boot/1a2b3c4d/initrd.img")
+    url = f"{site.base}/boot/1a2b3c4d/initrd.img"
+    code = ["--write-out", "%{num_connects}", "-o", "/dev/null"]
+    process = await asyncio.create_subprocess_exec(
+        *("curl", "--silent", *code, url, "--next", "--silent", *code, url, "--next", "--silent", *code, url),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await process.communicate()
+    assert (process.returncode, said) == (0, b"100")
+    assert once[2] == data
+    assert [event.outcome for event in site.files.events] == [Outcome.OK] * 4
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("name", ["vmlinuz", "cmdline.txt"])
+async def test_conditions_and_ranges(site, name):
+    (site.folder / "vmlinuz").write_bytes(b"0123456789")
+    await site.start()
+    path = f"/boot/1a2b3c4d/{name}"
+    _, headers, whole = await site.curl(path)
+    tag, date, size = headers["etag"], headers["last-modified"], len(whole)
+    past, future = "Mon, 01 Jan 1990 00:00:00 GMT", "Fri, 01 Jan 2100 00:00:00 GMT"
+
+    async def asks(*lines):
+        status, headers, body = await site.curl(path, *(word for line in lines for word in ("-H", line)))
+        return status, body, headers.get("content-range")
+
+    assert await asks(f"If-None-Match: {tag}") == (304, b"", None)
+    assert await asks(f'If-None-Match: "other", W/{tag}') == (304, b"", None)
+    assert await asks("If-None-Match: *") == (304, b"", None)
+    assert await asks('If-None-Match: "other"', f"If-Modified-Since: {future}") == (200, whole, None)
+    assert await asks(f"If-Modified-Since: {date}") == (304, b"", None)
+    assert (await asks(f"If-Modified-Since: {past}"))[0] == (304 if name == "cmdline.txt" else 200)
+    assert await asks(f"If-Match: {tag}") == (200, whole, None)
+    assert (await asks(f"If-Match: W/{tag}"))[0] == 412
+    assert (await asks('If-Match: "other"'))[0] == 412
+    assert (await asks(f"If-Unmodified-Since: {future}"))[0] == 200
+    for asked, start, stop in (("2-4", 2, 5), ("2-", 2, size), ("-3", size - 3, size), ("0-999999", 0, size)):
+        wanted = (206, whole[start:stop], f"bytes {start}-{stop - 1}/{size}")
+        assert await asks(f"Range: bytes={asked}") == wanted
+        assert await asks(f"Range: bytes={asked}", f"If-Range: {tag}") == wanted
+        assert await asks(f"Range: bytes={asked}", f"If-Range: {date}") == wanted
+        assert await asks(f"Range: bytes={asked}", 'If-Range: "other"') == (200, whole, None)
+        assert await asks(f"Range: bytes={asked}", f"If-Range: W/{tag}") == (200, whole, None)
+        assert await asks(f"Range: bytes={asked}", f"If-Range: {past}") in (
+            (200, whole, None),
+            wanted if name == "cmdline.txt" else (200, whole, None),
+        )
+    for asked in ("4-2", "abc", "-", "1-2,4-5", "1"):
+        assert await asks(f"Range: bytes={asked}") == (200, whole, None)
+    assert await asks("Range: lines=1-2") == (200, whole, None)
+    for asked in (f"{size}-", "-0"):
+        assert (await asks(f"Range: bytes={asked}"))[::2] == (416, f"bytes */{size}")
+
+
+async def test_a_file_that_is_cut_short_ends_the_connection_and_nothing_else(site):
+    big = site.folder / "big"
+    with big.open("wb") as file:
+        file.truncate(400_000_000)
+    await site.start()
+    host, port = site.server.addresses[0].rsplit(":", 1)
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /boot/1a2b3c4d/big HTTP/1.1\r\nHost: x\r\n\r\n")
+    got = len(await reader.read(1000))
+    os.truncate(big, 1000)
+    with contextlib.suppress(ConnectionError):
+        while data := await asyncio.wait_for(reader.read(1 << 20), 10):
+            got += len(data)
+    writer.close()
+    assert got < 400_000_000
+    assert [event.outcome for event in site.files.events] == [Outcome.FAILED]
+    assert "cut short" in site.files.events[0].detail
+    assert (await site.curl("/healthz"))[0] == 200
+
+
 async def test_a_rendered_file_is_the_nodes_own(site):
     await site.start()
     status, headers, body = await site.curl("/boot/1A2B3C4D/cmdline.txt")
@@ -228,7 +307,7 @@ async def test_rubbish_does_not_end_the_server(site):
     assert (await site.curl("/healthz"))[::2] == (200, b"ok\n")
 
 
-async def test_a_client_that_goes_away_in_the_middle_is_a_failed_event(site):
+async def test_a_client_that_goes_away_in_the_middle_is_a_failed_event(site, caplog):
     (site.folder / "big").write_bytes(bytes(80_000_000))
     await site.start()
     host, port = site.server.addresses[0].rsplit(":", 1)
@@ -241,6 +320,7 @@ async def test_a_client_that_goes_away_in_the_middle_is_a_failed_event(site):
             break
         await asyncio.sleep(0.05)
     assert [event.outcome for event in site.files.events] == [Outcome.FAILED]
+    assert caplog.records == []
 
 
 async def test_ipv6_and_the_address_that_was_asked(site):

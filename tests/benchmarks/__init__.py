@@ -1,0 +1,1 @@
+"""The benchmarks: each module is a command that prints one Markdown table."""
