@@ -7,8 +7,6 @@ once, which a server may answer with the whole (14.2).
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from datetime import UTC, datetime
 
 from aiohttp import ETag, hdrs, web
 
+from netbootd.httpd.sendfile import send_file
 from netbootd.model.resource import ByteSource, FileSource, Resource
 
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,18})-(\d{0,18})\s*\Z", re.ASCII | re.IGNORECASE)
@@ -117,8 +116,7 @@ async def _send_body(
     if transport is None:
         raise ConnectionResetError("the peer has gone")
     if isinstance(source, FileSource):
-        with os.fdopen(os.dup(source.fileno()), "rb", buffering=0) as file:
-            left -= await asyncio.get_running_loop().sendfile(transport, file, start, left)
+        left -= await send_file(transport, source.fileno(), start, left)
     else:
         source.read(start)
         while left and (data := source.read(min(left, _READ))):

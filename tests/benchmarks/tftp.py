@@ -8,8 +8,7 @@ other port than 69), and what of the peers isn't installed it unpacks from Debia
 round two, so that a drift of the machine meets all alike; the figures are medians.
 
 Between two CPUs a lock-step transfer measures how long it takes to wake the other CPU, so that client and server share
-one for it; in the other works both CPUs are everybody's. CPU time is that of the server's processes and of the children
-it has waited for. netbootd is ``netbootd serve`` with its events written to its database.
+one for it; in the other works both CPUs are everybody's. CPU time is that of a control group. netbootd is ``netbootd serve`` with its events written to its database.
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ BIG, BIG_SIZE = "f64m", 64 << 20
 _LOAD = (sys.executable, "-m", "tests.support.tftp_load")
 _GET = ("get", BIG, "--blksize", "1468", "--verify", "end", "--gro", "--tsize")
 _FOLDER = "NETBOOTD_BENCHMARK_FOLDER"
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,27 +148,44 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process tree, with the children that its processes have waited for."""
-    ticks = 0
-    for each in tree(pid):
-        fields = read_text(Path("/proc", str(each), "stat")).rpartition(")")[2].split()
-        ticks += sum(map(int, fields[11:15])) if fields else 0
-    return ticks / _TICK
+class Group:
+    """A control group (v2, with or without its cpu controller), which counts the CPU time of whoever was in it.
+
+    tftpd-hpa doesn't wait for its children, so that their time would be nobody's.
+    """
+
+    def __init__(self, name: str) -> None:
+        mounts = [line.split() for line in read_text(Path("/proc/mounts")).splitlines()]
+        root = next(Path(fields[1]) for fields in mounts if fields[2] == "cgroup2")
+        self.folder = root / f"netbootd-benchmark-{os.getpid()}-{name}"
+        self.folder.mkdir()
+
+    def seconds(self) -> float:
+        """CPU time since it was made."""
+        return int((self.folder / "cpu.stat").read_text().split()[1]) / 1e6
+
+    def remove(self) -> None:
+        """Remove it, once its processes have gone."""
+        wait_until(lambda: not read_text(self.folder / "cgroup.procs"), "end of a benchmark's processes")
+        self.folder.rmdir()
 
 
 @contextmanager
-def running(server: Server, folder: Path) -> Iterator[Program]:
-    """The server, once it answers."""
+def running(server: Server, folder: Path) -> Iterator[tuple[Program, Group]]:
+    """The server, once it answers, and the group that it runs in."""
+    group = Group(server.name)
     env = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), **(server.env or {})}
-    with Program(server.argv, folder / f"{server.name}.log", env=env) as program:
+    inside = ("sh", "-c", f'echo $$ > {group.folder}/cgroup.procs && exec "$@"', "sh", *server.argv)
+    with Program(inside, folder / f"{server.name}.log", env=env) as program:
         probe = [*_LOAD, "get", f"{ADDRESS}:{server.port}", "bootcode.bin", "--max-time", "2", "--retries", "1"]
         wait_until(lambda: run(probe, check=False).returncode == 0, f"{server.name} to answer", alive=[program])
-        yield program
+        yield program, group
+    group.remove()
 
 
-def measure(server: Server, program: Program, work: Work, root: Path) -> dict[str, float]:
+def measure(server: Server, running: tuple[Program, Group], work: Work, root: Path) -> dict[str, float]:
     """Let one load run; what it came to."""
+    program, group = running
     cpus = {work.cpu} if work.cpu is not None else set(range(os.cpu_count() or 1))
     for pid in tree(program.pid):
         for task in Path("/proc", str(pid), "task").glob("*"):
@@ -178,10 +193,9 @@ def measure(server: Server, program: Program, work: Work, root: Path) -> dict[st
     pin = ["taskset", "-c", ",".join(map(str, cpus))]
     command, *arguments = work.arguments
     argv = [*pin, *_LOAD, command, f"{ADDRESS}:{server.port}", *arguments, "--root", str(root)]
-    before = cpu_seconds(program.pid)
+    before = group.seconds()
     done = run(argv, check=False, timeout=300)
-    time.sleep(0.3)  # children are waited for
-    spent = cpu_seconds(program.pid) - before
+    spent = group.seconds() - before
     found: dict[str, Any] = json.loads(done.stdout)
     answered = found["ok"] + found["not_found"] + found["aborted"]
     figures = {
@@ -197,7 +211,7 @@ def measure(server: Server, program: Program, work: Work, root: Path) -> dict[st
     return figures
 
 
-def sustained(server: Server, program: Program, root: Path, seconds: float) -> str:
+def sustained(server: Server, root: Path, seconds: float) -> str:
     """Misses at 2,000 a second while 16 Pis boot again and again, as a sentence."""
     target, ends = f"{ADDRESS}:{server.port}", time.monotonic() + seconds
     rate = ["rate", target, "no/such/file", "--rate", "2000", "--duration", str(seconds), "--blksize", "1468"]
@@ -211,8 +225,8 @@ def sustained(server: Server, program: Program, root: Path, seconds: float) -> s
         found = json.loads(asking.communicate()[0])
     small = found["latency_small"]
     return (
-        f"{server.name}, 2,000 misses a second for {seconds:.0f} s while {PIS} Pis boot ({boots} boots, {failed} "
-        f"failed transfers): {found['not_found']:,} answered, {found['rrq_retransmits']} asked again, {found['failed']} "
+        f"{server.name}, 2,000 misses a second for {seconds:.0f} s while {PIS} Pis boot ({boots} boots, {failed} failed "
+        f"transfers): {found['not_found']:,} answered, {found['rrq_retransmits']} asked again, {found['failed']} "
         f"failed; p50 {small['p50_ms']:.1f} ms, p99 {small['p99_ms']:.1f} ms."
     )
 
@@ -270,16 +284,16 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     results: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for number in range(options.rounds):
         for server in chosen:
-            with running(server, folder) as program:
+            with running(server, folder) as under_way:
                 for work in WORKS:
                     print(f"round {number + 1}: {server.name}, {work.name}", file=sys.stderr)
-                    results[server.name][work.name].append(measure(server, program, work, root))
+                    results[server.name][work.name].append(measure(server, under_way, work, root))
     command = f"python -m tests.benchmarks.tftp --rounds {options.rounds}"
     print(describe(command + " --uvloop" * options.uvloop, [s.version for s in chosen if s.version]))
     print(f"\n{table(results)}")
     if options.sustained and chosen[0].name == "netbootd":
-        with running(chosen[0], folder) as program:
-            print(f"\n{sustained(chosen[0], program, root, options.sustained)}")
+        with running(chosen[0], folder):
+            print(f"\n{sustained(chosen[0], root, options.sustained)}")
 
 
 if __name__ == "__main__":
