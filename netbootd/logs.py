@@ -14,6 +14,8 @@ import struct
 import sys
 from typing import Any
 
+from netbootd.errors import HostError
+
 _JOURNAL_SOCKET = "/run/systemd/journal/socket"
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
@@ -60,9 +62,20 @@ class JournalHandler(logging.Handler):
     """Sends records to systemd's journal with their fields."""
 
     def __init__(self) -> None:
+        """Connect to the journal.
+
+        :raises HostError: this host has none
+        """
         super().__init__()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.connect(_JOURNAL_SOCKET)
+        try:
+            self._socket.connect(_JOURNAL_SOCKET)
+        except OSError as error:
+            self._socket.close()
+            raise HostError(
+                f"Opening the journal {_JOURNAL_SOCKET}: {error.strerror or error}.",
+                hint="Use --log-format text or json where systemd does not run.",
+            ) from error
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`."""

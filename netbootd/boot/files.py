@@ -87,17 +87,17 @@ class BootDirectory:
         if image:
             found |= {path for path in image.boot.files() if not _flashes(path)}
             if image.facts:
-                found.add(image.facts.cmdline_path)
+                found |= {image.facts.cmdline_path, *image.facts.other_cmdlines}
         return sorted(found)
 
     # ---------------------------------------------------------------- layers
 
     def _rendered(self, node: Node, path: BootPath, local: str, image: _Image | None) -> Resource | None:
-        if image is None or image.facts is None or path != image.facts.cmdline_path:
+        if image is None or image.facts is None or (facts := image.facts.for_cmdline(path)) is None:
             return None
         token = self._token_of(node) if self._token_of else ""
         root = str(image.generation.root)
-        data = command_line(image.facts, node, self._server(local), root, token).encode()
+        data = command_line(facts, node, self._server(local), root, token).encode()
         return Resource(
             path=path,
             size=len(data),

@@ -18,7 +18,7 @@ def command_line(facts: ImageFacts, node: Node, server: ServerAddress, root: str
     folder = f"/nocloud/{node.id}/" if node.id else "/"
     if token and node.id:
         folder += f"{token}/"
-    return cmdline.render(
+    line = cmdline.render(
         facts.cmdline_base,
         server=server,
         root=root,
@@ -28,3 +28,4 @@ def command_line(facts: ImageFacts, node: Node, server: ServerAddress, root: str
         datasource=facts.datasource,
         append=" ".join(filter(None, (facts.cmdline_append, node.cmdline_append))),
     )
+    return line + "\n"

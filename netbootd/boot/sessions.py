@@ -88,6 +88,8 @@ class Sessions:
             self._sessions[event.key] = session
         record = session.record
         stage = event.stage
+        if event.outcome is Outcome.OK and stage in (Stage.FIRMWARE, Stage.KERNEL):
+            session.asked_at = self._clock()  # a large file took its time: the silence begins at its end
         if event.outcome is Outcome.OK and stage and stage.rank >= Stage(record.stage).rank:
             record = replace(record, stage=stage, outcome=Outcome.OK, detail=event.detail)
         elif event.outcome in (Outcome.FAILED, Outcome.ABORTED):

@@ -13,13 +13,13 @@ def command() -> None:
     """Check and show netbootd.toml."""
 
 
-@command.command()
+@command.command(short_help="Tell every fault of netbootd.toml and cloud-init.")
 @json_option
 @pass_program
 def check(program: Program, as_json: bool) -> None:
     """Check netbootd.toml and every cloud-init document that it names; all faults are told at once."""
     from netbootd.cloudinit.check import check as check_documents
-    from netbootd.config.loader import warnings
+    from netbootd.config.loader import discover, warnings
     from netbootd.errors import ConfigError
 
     faults: tuple[str, ...]
@@ -32,7 +32,7 @@ def check(program: Program, as_json: bool) -> None:
         message = f"The cloud-init documents of {where} are faulty."
     except ConfigError as error:
         faults, message = error.details or (error.message,), error.message
-        where = str(program.config_option or "netbootd.toml")
+        where = str(discover(program.config_option) or "the built-in defaults")
     if as_json:
         emit_json({"config": where, "faults": list(faults), "warnings": notes})
         if faults:
@@ -55,4 +55,4 @@ def show(program: Program, as_json: bool) -> None:
     if as_json:
         emit_json(as_dict(program.config))
     else:
-        say(as_toml(program.config))
+        say(as_toml(program.config).rstrip("\n"))

@@ -7,7 +7,9 @@ import time
 import click
 
 from netbootd.cli.common import Program, json_option, pass_program
+from netbootd.cli.nodes import node_rows
 from netbootd.cli.output import emit_json_line, say, when
+from netbootd.errors import NotFoundError
 from netbootd.model.event import BootEvent
 
 
@@ -18,6 +20,10 @@ from netbootd.model.event import BootEvent
 @pass_program
 def command(program: Program, follow: bool, node: str, as_json: bool) -> None:
     """Show boot events, oldest first: each TFTP file, HTTP document, NFS mount and report of a node."""
+    if node and not follow and not _known(program, node):
+        raise NotFoundError(
+            f"There is no node {node}.", hint="netbootd nodes list shows the configured ones and those that were seen."
+        )
     last = 0
     while True:
         database = program.open_database()
@@ -34,6 +40,14 @@ def command(program: Program, follow: bool, node: str, as_json: bool) -> None:
         if not follow:
             return
         time.sleep(0.5)
+
+
+def _known(program: Program, node: str) -> bool:
+    """Whether a node is configured or was seen. One named by serial or MAC may still come, so that is no mistake."""
+    from netbootd.boot.contract import parse_id
+
+    named = node.removeprefix("pi-").removeprefix("node-").replace(":", "-")
+    return parse_id(named) is not None or any(row["name"] == node for row in node_rows(program))
 
 
 def _normal(node: str) -> str:

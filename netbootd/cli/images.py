@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from netbootd.cli.common import Program, json_option, pass_program
-from netbootd.cli.output import emit_json, say, table
+from netbootd.cli.output import emit_json, note, say, size_text, table
 from netbootd.errors import FormatError, NotFoundError
 from netbootd.model.image import Generation
 
@@ -33,7 +33,7 @@ def list_(program: Program, as_json: bool) -> None:
         say("No image is prepared yet; netbootd prepare builds one.")
 
 
-@command.command()
+@command.command(short_help="Show what the current generation is made of.")
 @click.argument("name")
 @json_option
 @pass_program
@@ -59,7 +59,37 @@ def show(program: Program, name: str, as_json: bool) -> None:
         say(f"patched     {patch.get('path')}: {patch.get('why')}")
 
 
-@command.command()
+@command.command(short_help="List what the publishers offer.")
+@click.option("--mirror", metavar="URL", help="ask here instead (http, https, file or a folder; or an index, ….json)")
+@json_option
+@pass_program
+def releases(program: Program, mirror: str | None, as_json: bool) -> None:
+    """List what the publishers offer, by the names that prepare's --release takes.
+
+    Both publishers are asked; where one can't be reached, that is said, and the other's images are listed.
+    """
+    import asyncio
+    from dataclasses import asdict
+
+    from netbootd.images.catalog import list_offers
+    from netbootd.images.catalog.publishers import Publishers
+    from netbootd.images.documents import Documents
+
+    found = asyncio.run(list_offers(Publishers.at(Documents(tell=note), mirror)))
+    for problem in found.problems:
+        note(f"netbootd: {problem}")
+    rows = [asdict(offer) for offer in found.offers]
+    if as_json:
+        emit_json({"releases": rows})
+    elif rows:
+        shown = [{**row, "size": size_text(row["size"]) if row["size"] else ""} for row in rows]
+        columns = [("name", "RELEASE"), ("version", "VERSION"), ("arch", "ARCH"), ("date", "DATE"), ("size", "SIZE")]
+        say(table(shown, [*columns, ("title", "TITLE")]))
+    else:
+        say("Nothing is offered there.")
+
+
+@command.command(short_help="Make another generation current.")
 @click.argument("name")
 @click.argument("generation")
 @pass_program
@@ -71,7 +101,7 @@ def activate(program: Program, name: str, generation: str) -> None:
     say(f"{name}: {chosen.id} is current; nodes get it at their next boot.")
 
 
-@command.command()
+@command.command(short_help="Go back to the generation before.")
 @click.argument("name")
 @pass_program
 def rollback(program: Program, name: str) -> None:
@@ -82,7 +112,7 @@ def rollback(program: Program, name: str) -> None:
 
 
 @command.command()
-@click.option("--keep", type=click.IntRange(min=1), default=2, show_default=True, help="so many newest stay")
+@click.option("--keep", type=click.IntRange(min=1), default=2, show_default=True, help="so many of the newest stay")
 @click.option("--force", is_flag=True, help="also those that a node still runs from")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @pass_program

@@ -5,6 +5,7 @@ Commands are found by name and their modules loaded only when called, so that ``
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -15,7 +16,7 @@ import click
 
 from netbootd import __version__
 from netbootd.cli.output import explain_error
-from netbootd.errors import NetbootdError
+from netbootd.errors import HostError, NetbootdError
 
 COMMANDS = {
     "prepare": "Build the images that nodes boot: download, verify, read, export, patch, publish.",
@@ -29,6 +30,7 @@ COMMANDS = {
 """Every command with its one-line help; the module of the same name in this package has the command itself."""
 
 INTERRUPTED = 130
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LazyGroup(click.Group):
@@ -46,6 +48,16 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command and write out what it printed, so that a full disk or a reader that has gone shows here."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:  # as in `netbootd events | head`
+            _drop_output()
+            raise click.exceptions.Exit(0) from None
+        return result
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list for ``--help``, without importing any of them."""
         with formatter.section("Commands"):
@@ -58,7 +70,7 @@ class LazyGroup(click.Group):
     "--config",
     type=click.Path(path_type=Path),
     envvar="NETBOOTD_CONFIG",
-    help="netbootd.toml  [./netbootd.toml, else /etc/netbootd/netbootd.toml, else built-in defaults]",
+    help="the configuration  [./netbootd.toml, else /etc/netbootd/netbootd.toml, else built-in defaults]",
 )
 @click.option(
     "--state",
@@ -66,9 +78,14 @@ class LazyGroup(click.Group):
     envvar="NETBOOTD_STATE",
     help="state folder  [/var/lib/netbootd as root, else $XDG_STATE_HOME/netbootd]",
 )
-@click.option("-v", "--verbose", count=True, help="say more; may be repeated")
+@click.option("-v", "--verbose", count=True, help="say more: debug; may be repeated")
 @click.option("-q", "--quiet", is_flag=True, help="say only what is wrong")
-@click.option("--log-format", type=click.Choice(["auto", "text", "json", "journal"]), default="auto", show_default=True)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "text", "json", "journal"]),
+    default="auto",
+    help="how the log is written  [auto: to the journal under systemd, else as text]",
+)
 @click.version_option(__version__, prog_name="netbootd")
 @click.pass_context
 def cli(
@@ -81,6 +98,8 @@ def cli(
     from netbootd.cli.common import Program
     from netbootd.logs import setup
 
+    if quiet and verbose:
+        raise click.UsageError("-v and -q contradict each other.")
     setup(log_format, -1 if quiet else verbose)
     ctx.obj = Program(config, state, quiet)
 
@@ -100,6 +119,14 @@ def main(argv: list[str] | None = None) -> Any:
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has gone, as in `netbootd events | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        _drop_output()
+        explain_error(f"Writing the output: {error.strerror}.", (), "Free some room, or write it elsewhere.")
+        sys.exit(HostError.exit_status)
+
+
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere, so that the interpreter's own flush at the end has nothing to say."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

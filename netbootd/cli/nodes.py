@@ -11,7 +11,9 @@ from netbootd.cli.common import Program, json_option, pass_program
 from netbootd.cli.output import emit_json, say, table, when
 
 if TYPE_CHECKING:
+    from netbootd.model.node import Node
     from netbootd.service.inspect import Inspector
+    from netbootd.store.database import NodeRecord
 
 _FIELDS = (
     "name",
@@ -46,7 +48,7 @@ def list_(program: Program, as_json: bool) -> None:
         say(render(rows))
 
 
-@command.command()
+@command.command(short_help="Show one node and every file that it can get.")
 @click.argument("node")
 @json_option
 @pass_program
@@ -64,10 +66,13 @@ def show(program: Program, node: str, as_json: bool) -> None:
         value = when(float(row.get(key) or 0)) if key == "last_seen" else row.get(key)
         say(f"{key.replace('_', ' '):<12}{value or '-'}")
     say("")
-    say(table(files, [("path", "FILE"), ("origin", "LAYER"), ("size", "BYTES"), ("detail", "FROM")]))
+    if files:
+        say(table(files, [("path", "FILE"), ("origin", "LAYER"), ("size", "BYTES"), ("detail", "FROM")]))
+    else:
+        say("It has no boot files: its image is not prepared (netbootd prepare).")
 
 
-@command.command()
+@command.command(short_help="Tell where one file of a node comes from.")
 @click.argument("node")
 @click.argument("path")
 @json_option
@@ -81,17 +86,18 @@ def explain(program: Program, node: str, path: str, as_json: bool) -> None:
         return
     for key, value in answer.items():
         if isinstance(value, list):
-            say(f"{key}:")
+            say(f"{key}:" if value else f"{key:<10}-")
             for item in value:
                 say(f"  {item}")
         elif "\n" in str(value):
             say(f"{key}:")
             say(str(value).rstrip("\n"))
         else:
-            say(f"{key:<10}{value}")
+            shown = {True: "yes", False: "no", "": "-"}.get(value, value) if isinstance(value, str | bool) else value
+            say(f"{key:<10}{shown}")
 
 
-@command.command()
+@command.command(short_help="Write a node's cloud-init documents as an ISO.")
 @click.argument("node")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="the ISO file to write")
 @pass_program
@@ -120,16 +126,25 @@ def node_rows(program: Program) -> list[dict[str, Any]]:
             records = database.nodes()
         finally:
             database.close()
-    seen = {record.name: record for record in records}
+    seen = {record.key: record for record in records}
     rows: list[dict[str, Any]] = []
     image = default_image(program.config, program.generations)
     for configured in program.config.nodes:
         node = configured.node(image)
         row: dict[str, Any] = dict.fromkeys(_FIELDS)
         row.update(name=node.name, serial=str(node.serial or ""), mac=str(node.mac or ""), image=node.image)
-        record = seen.pop(node.name, None)
-        if record is not None:
-            row.update({key: getattr(record, key) for key in _FIELDS if getattr(record, key)})
+        record = _latest(seen, node)
+        if record is not None:  # its name may be that of the stranger that it was when it was seen
+            row.update({key: getattr(record, key) for key in _FIELDS if key != "name" and getattr(record, key)})
         rows.append(row)
     rows += [{key: getattr(record, key) for key in _FIELDS} for record in seen.values()]
     return rows
+
+
+def _latest(seen: dict[str, NodeRecord], node: Node) -> NodeRecord | None:
+    """Take what was last seen of a configured node out of `seen`, under whichever of its identities that was."""
+    serial, mac = str(node.serial or ""), str(node.mac or "")
+    its = [r for r in seen.values() if (r.serial == serial if r.serial and serial else bool(mac) and r.mac == mac)]
+    for record in its:
+        del seen[record.key]
+    return max(its, key=lambda record: record.last_seen, default=None)

@@ -25,8 +25,8 @@ _ARCHIVE_SUFFIXES = (".xz", ".zst", ".gz", ".zip", ".tar", ".img", ".raw", ".iso
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--release", help="build this release, such as noble, 24.04.3 or raspios-trixie-lite")
 @click.option("--source", metavar="URL-or-FILE", help="build this image file or archive")
-@click.option("--name", help="what to call the image  [the release as given]")
-@click.option("--arch", default=None, help="[arm64]")
+@click.option("--name", help="what to call the image  [the release as given, or the source's file name]")
+@click.option("--arch", default=None, help="the nodes' architecture  [arm64]")
 @click.option("--sha256", metavar="HEX", help="the digest that the source must have")
 @click.option("--mirror", metavar="URL", help="take the publisher's files from here (http, https, file or a folder)")
 @click.option(
@@ -36,7 +36,10 @@ _ARCHIVE_SUFFIXES = (".xz", ".zst", ".gz", ".zip", ".tar", ".img", ".raw", ".iso
 )
 @click.option("--insecure-skip-verify", is_flag=True, help="build even what can't be shown to be authentic")
 @click.option(
-    "--advertise", type=address, metavar="ADDR", help="the server's address to write down  [the configuration's]"
+    "--advertise",
+    type=address,
+    metavar="ADDR",
+    help="the server's address, to be written into the boot files  [the configuration's, else found out]",
 )
 @click.option("--force", is_flag=True, help="build again although nothing has changed")
 @click.option("--dry-run", is_flag=True, help="say what would be built, and build nothing")

@@ -43,12 +43,16 @@ def port_range(text: str) -> tuple[int, int]:
     "--bind", "binds", type=address, metavar="ADDR", multiple=True, help="listen here only; repeatable  [every address]"
 )
 @click.option("--advertise", type=address, metavar="ADDR", help="the address to tell nodes  [the one that they asked]")
-@click.option("--tftp-port", type=PORT, help="[69]; 0 is any free one, here and below")
-@click.option("--http-port", type=PORT, help="[80]")
-@click.option("--nfs", type=click.Choice(["auto", "kernel", "embedded", "off"]), help="who serves NFS  [auto]")
-@click.option("--nfs-port", type=PORT, help="[2049]")
-@click.option("--mount-port", type=PORT, help="[the NFS port]")
-@click.option("--portmap-port", type=port_or_off, metavar="N|off", help="[111]; off: no portmapper")
+@click.option("--tftp-port", type=PORT, metavar="PORT", help="TFTP's port; 0 is any free one, here and below  [69]")
+@click.option("--http-port", type=PORT, metavar="PORT", help="HTTP's port  [80]")
+@click.option(
+    "--nfs",
+    type=click.Choice(["auto", "kernel", "embedded", "off"]),
+    help="who serves NFS; kernel is not in this version  [auto: embedded]",
+)
+@click.option("--nfs-port", type=PORT, metavar="PORT", help="NFS's port  [2049]")
+@click.option("--mount-port", type=PORT, metavar="PORT", help="another port for NFS's MOUNT protocol  [the NFS port]")
+@click.option("--portmap-port", type=port_or_off, metavar="PORT|off", help="the portmapper's port; off: none  [111]")
 @click.option(
     "--boot-files",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -57,7 +61,11 @@ def port_range(text: str) -> tuple[int, int]:
 )
 @click.option("--tftp-single-port", is_flag=True, help="send TFTP data from the server's port, for firewalls")
 @click.option("--tftp-data-ports", type=port_range, metavar="A-B", help="send TFTP data from these ports  [any]")
-@click.option("--ready-file", type=click.Path(path_type=Path, dir_okay=False), help="written when all is open")
+@click.option(
+    "--ready-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON with every address and port, written when all is open",
+)
 @pass_program
 def command(program: Program, /, **values: Any) -> None:
     """Run the TFTP, HTTP and NFS servers in the foreground until SIGTERM or SIGINT.

@@ -18,6 +18,7 @@ import yaml
 
 from netbootd.cloudinit.merge import JINJA
 from netbootd.cloudinit.seed import Seed, SeedBuilder, Settings
+from netbootd.cloudinit.tree import fault_lines
 from netbootd.errors import ConfigError
 from netbootd.model.identity import Serial
 from netbootd.model.network import ServerAddress
@@ -46,19 +47,25 @@ class CheckSettings(Settings, Protocol):
 def check(settings: CheckSettings) -> list[str]:
     """The faults in the documents of all nodes, one line each, each fault once."""
     builder = SeedBuilder(settings)
-    faults: dict[str, None] = {}
+    faults: dict[str, list[str]] = {}
     judged: set[bytes] = set()
     for node in (*(node.node("noble") for node in settings.nodes), _STRANGER):
         try:
             seed = builder.build(node, _SERVER)
         except ConfigError as error:
-            faults[" ".join(part for part in (error.message, error.hint) if part)] = None
+            faults.update((line, []) for line in fault_lines(error))  # they name file and line
             continue
         found = list(_shape_faults(seed))
         if not found:
             found = list(_schema_faults(seed, judged))
-        faults.update((f"{node.name}: {fault}", None) for fault in found)
-    return list(faults)
+        for fault in found:
+            faults.setdefault(fault, []).append(node.name)
+    return [f"{_several(names)}: {fault}" if names else fault for fault, names in faults.items()]
+
+
+def _several(names: list[str]) -> str:
+    """``valar-0, valar-1 and 14 more``."""
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _shape_faults(seed: Seed) -> Iterator[str]:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from netbootd.cloudinit.tree import Place, fault
+from netbootd.cloudinit.tree import Place, combined, fault
+from netbootd.errors import ConfigError
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{(file|env|node):([^{}\n]*)\}")
 _MAX_BYTES = 1 << 20
@@ -45,15 +46,23 @@ class Filler:
     def __call__(self, text: str, place: Place) -> str:
         """The text with everything filled in.
 
-        :raises ConfigError: something that it names is not there
+        :raises ConfigError: something that it names is not there; all that is not, at once
         """
+        faults: list[ConfigError] = []
 
         def value(match: re.Match[str]) -> str:
             if match[1] is None:
                 return "${"
-            return self.escape(self._value(match[1], match[2].strip(), place))
+            try:
+                return self.escape(self._value(match[1], match[2].strip(), place))
+            except ConfigError as error:
+                faults.append(error)
+                return ""
 
-        return _REFERENCE.sub(value, text)
+        filled = _REFERENCE.sub(value, text)
+        if faults:
+            raise combined(faults, str(place))
+        return filled
 
     def _value(self, kind: str, name: str, place: Place) -> str:
         if kind == "node":

@@ -77,7 +77,9 @@ def read_part(data: bytes, source: str, *, cloud_config: bool) -> Part:
     first, _, rest = text.partition("\n")
     jinja = re.match(r"##\s*template:\s*jinja\s*\Z", first, re.IGNORECASE) is not None
     if _OTHER_KINDS.match(rest if jinja else text):
-        return Part(source, None, jinja, text, f"is not {CLOUD_CONFIG} but begins with {(rest or first)[:20]!r}")
+        return Part(
+            source, None, jinja, text, f"is not {CLOUD_CONFIG} but begins with {(rest if jinja else first)[:20]!r}"
+        )
     if not jinja:
         return Part(source, parse(text, source))
     try:

@@ -7,6 +7,8 @@ needs (reporting, phone-home), the defaults' folders, the node's folders. Nothin
 from __future__ import annotations
 
 import hashlib
+import stat
+from collections.abc import Mapping as ReadOnly
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ import yaml
 from netbootd.cloudinit.fill import Filler
 from netbootd.cloudinit.merge import Origin, Part, merge, read_part
 from netbootd.cloudinit.template import Template, make_template
-from netbootd.cloudinit.tree import parse
+from netbootd.cloudinit.tree import STRING, Entries, Mapping, Place, Scalar, combined, dump, parse
 from netbootd.errors import ConfigError
 from netbootd.formats import authorizedkeys
 from netbootd.model.network import ServerAddress
@@ -108,16 +110,28 @@ class SeedBuilder:
         self._defaults = settings.defaults
         self._cache: dict[tuple[Path, ...], _Cached] = {}
 
-    def build(self, node: Node, server: ServerAddress) -> Seed:
+    def build(self, node: Node, server: ServerAddress, host_keys: ReadOnly[str, tuple[str, str]] | None = None) -> Seed:
         """The documents of `node`, which reaches us at `server`.
 
-        :raises ConfigError: a document is faulty, or what it refers to is not there; names file and line
+        :param host_keys: its SSH host keys by type, private and public; they go into vendor-data, unless that is not
+            cloud-config or names keys itself
+        :raises ConfigError: a document is faulty, or what it refers to is not there; all faults, by file and line
         """
         templates = self._templates(node)
         digest = _digest(node, templates)
         instance_id = f"{node.key.replace(':', '-')}-{digest[:12]}"
         filler = Filler(self._base, fields_of(node, server, instance_id))
-        documents = {name: templates[name].fill(filler) for name in DOCUMENTS}
+        documents: dict[str, bytes] = {}
+        faults: list[ConfigError] = []
+        for name in DOCUMENTS:
+            try:
+                documents[name] = templates[name].fill(filler)
+            except ConfigError as error:
+                faults.append(error)
+        if faults:
+            raise combined(faults, f"The cloud-init of {node.name}")
+        if host_keys and templates["vendor-data"].takes("ssh_keys"):
+            documents["vendor-data"] += _ssh_keys(host_keys)
         secrets = frozenset(name for name in DOCUMENTS if templates[name].uses_secrets)
         return Seed(documents, secrets, digest)
 
@@ -125,33 +139,40 @@ class SeedBuilder:
         """Where each value of a document came from, in the document's order."""
         return self._templates(node)[document].origins
 
+    def unfilled(self, node: Node, document: str) -> str:
+        """A document with nothing filled in: to show one that holds secrets."""
+        return self._templates(node)[document].source
+
     def _templates(self, node: Node) -> dict[str, Template]:
         folders = (*self._defaults.cloud_init, *node.cloud_init)
         files = (folder / name for folder in folders for name in DOCUMENTS)
         stamp = _stamp((*self._defaults.ssh_authorized_keys, *folders, *files))
         cached = self._cache.get(folders)
         if cached is None or cached.stamp != stamp:
-            cached = _Cached(stamp, {name: self._template(name, folders) for name in DOCUMENTS})
+            cached = _Cached(stamp, self._make_templates(folders))
             self._cache[folders] = cached
         return cached.templates
 
-    def _template(self, name: str, folders: Sequence[Path]) -> Template:
-        cloud_config = name in _CLOUD_CONFIG
-        own = self._own_part(name)
-        parts = [part for folder in folders if (part := _folder_part(folder, name))]
-        if own and not any(part.text for part in parts):  # what can't be merged is the operator's alone
-            parts.insert(0, own)
-        return make_template(merge(parts), cloud_config=cloud_config)
+    def _make_templates(self, folders: Sequence[Path]) -> dict[str, Template]:
+        parts = _folder_parts(folders)
+        alone = {name for name in DOCUMENTS if any(part.text for part in parts[name])}
+        own = {name: [] if name in alone else self._own_parts(name) for name in DOCUMENTS}
+        if "user-data" in alone and "vendor-data" not in alone:  # a script, say: the user has to come from elsewhere
+            own["vendor-data"] += self._own_parts("user-data")
+        return {
+            name: make_template(merge([*own[name], *parts[name]]), cloud_config=name in _CLOUD_CONFIG)
+            for name in DOCUMENTS
+        }
 
-    def _own_part(self, name: str) -> Part | None:
-        """The lowest layer of a document: netbootd's own."""
+    def _own_parts(self, name: str) -> list[Part]:
+        """The lowest layer of a document: netbootd's own. What can't be merged is the operator's alone, without it."""
         if name == "meta-data":
-            return Part("netbootd", parse(_META_DATA, "netbootd", lines=False))
+            return [Part("netbootd", parse(_META_DATA, "netbootd", lines=False))]
         if name == "vendor-data":
-            return Part("netbootd", parse(_VENDOR_DATA, "netbootd", lines=False))
+            return [Part("netbootd", parse(_VENDOR_DATA, "netbootd", lines=False))]
         if name == "user-data":
-            return Part("[defaults]", parse(self._user(), "[defaults]", lines=False))
-        return None
+            return [Part("[defaults]", parse(self._user(), "[defaults]", lines=False))]
+        return []
 
     def _user(self) -> str:
         """The user as cloud-init's own default user, under our name: each distribution gives it the groups that fit."""
@@ -185,6 +206,18 @@ def fields_of(node: Node, server: ServerAddress, instance_id: str) -> dict[str, 
     }
 
 
+def _ssh_keys(host_keys: ReadOnly[str, tuple[str, str]]) -> bytes:
+    """The keys as a part of cloud-config (cloudinit/config/cc_ssh.py): ``ed25519_private`` and so on."""
+    place = Place("netbootd", 0)
+    entries: Entries = {}
+    for kind, texts in host_keys.items():
+        for half, text in zip(("private", "public"), texts, strict=True):
+            key = Scalar(f"{kind}_{half}", STRING, None, place)
+            entries[STRING, key.value] = (key, Scalar(text, STRING, "|", place))
+    name = Scalar("ssh_keys", STRING, None, place)
+    return dump(Mapping({(STRING, name.value): (name, Mapping(entries, False, place))}, False, place)).encode()
+
+
 def _digest(node: Node, templates: dict[str, Template]) -> str:
     """What the node's configuration depends on, secrets aside: a digest of those would let them be guessed."""
     digest = hashlib.sha256()
@@ -194,6 +227,25 @@ def _digest(node: Node, templates: dict[str, Template]) -> str:
     return digest.hexdigest()
 
 
+def _folder_parts(folders: Sequence[Path]) -> dict[str, list[Part]]:
+    """What each folder has of each document.
+
+    :raises ConfigError: documents are faulty or can't be read, or folders have gone; all of them
+    """
+    parts: dict[str, list[Part]] = {name: [] for name in DOCUMENTS}
+    faults: dict[str, ConfigError] = {}  # by what they say: a folder that has gone lacks all four
+    for folder in folders:
+        for name in DOCUMENTS:
+            try:
+                if part := _folder_part(folder, name):
+                    parts[name].append(part)
+            except ConfigError as error:
+                faults[error.message] = error
+    if faults:
+        raise combined([*faults.values()], "The cloud-init")
+    return parts
+
+
 def _folder_part(folder: Path, name: str) -> Part | None:
     """A folder's document, None where it has none.
 
@@ -201,6 +253,8 @@ def _folder_part(folder: Path, name: str) -> Part | None:
     """
     path = folder / name
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise ConfigError(f"{path}: it is not a file.")
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:

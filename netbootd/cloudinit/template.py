@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from netbootd.cloudinit.fill import Filler, has_references, has_secrets
 from netbootd.cloudinit.merge import CLOUD_CONFIG, JINJA, Merged, Origin, escape_jinja, map_texts, origins
-from netbootd.cloudinit.tree import STRING, Mapping, Scalar, dump, fault, scalars
+from netbootd.cloudinit.tree import STRING, Mapping, Scalar, combined, dump, fault, scalars
+from netbootd.errors import ConfigError
 
 _FRAGILE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}")
 
@@ -26,18 +27,30 @@ class Template:
     uses_secrets: bool
     origins: tuple[Origin, ...]
 
+    def takes(self, key: str) -> bool:
+        """Whether a top-level key can be added: the document is cloud-config, and does not have it."""
+        names = (chunk.entries if isinstance(chunk, Mapping) else () for chunk in self.chunks)
+        if not self.chunks or isinstance(self.chunks[0], Scalar) or any((STRING, key) in name for name in names):
+            return False
+        return not any(origin.key == key or origin.key.startswith((f"{key}.", f"{key}[")) for origin in self.origins)
+
     def fill(self, filler: Filler) -> bytes:
         """The document for one node; empty where there is nothing to say.
 
-        :raises ConfigError: something that it refers to is not there
+        :raises ConfigError: something that it refers to is not there; all that is not, at once
         """
+        faults: list[ConfigError] = []
         if self.jinja:
             filler = replace(filler, escape=escape_jinja)
 
         def filled(scalar: Scalar) -> Scalar:
             if scalar.tag != STRING or not has_references(scalar.value):
                 return scalar
-            value = filler(scalar.value, scalar.place)
+            try:
+                value = filler(scalar.value, scalar.place)
+            except ConfigError as error:
+                faults.append(error)
+                return scalar
             return replace(scalar, value=value, style="|" if "\n" in value else scalar.style)
 
         texts = []
@@ -46,6 +59,8 @@ class Template:
                 texts.append(dump(map_texts(chunk, filled, keys=False)))
             else:
                 texts.append(filled(chunk).value if isinstance(chunk, Scalar) else chunk)
+        if faults:
+            raise combined(faults, "The document")
         return "".join(texts).encode()
 
 

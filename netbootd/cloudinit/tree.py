@@ -7,7 +7,7 @@ scalars, tags other than YAML's own and ours, and trees that grow beyond bounds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -81,8 +81,25 @@ Entries = dict[tuple[str, str], tuple[Scalar, Tree]]
 
 
 def fault(place: Place, problem: str, hint: str = "") -> ConfigError:
-    """The error that names a file and a line of it."""
-    return ConfigError(f"{place}: {problem}", hint=hint)
+    """The error that names a file and a line of it; control characters of the document show as escapes."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in f"{place}: {problem}")
+    return ConfigError(text, hint=hint)
+
+
+def combined(errors: Sequence[ConfigError], subject: str) -> ConfigError:
+    """Several faults as one error with a line each; a single one as it is.
+
+    :param subject: what is faulty, for the message
+    """
+    if len(errors) == 1:
+        return errors[0]
+    lines = [line for error in errors for line in fault_lines(error)]
+    return ConfigError(f"{subject} has {len(lines)} faults:", details=dict.fromkeys(lines))
+
+
+def fault_lines(error: ConfigError) -> tuple[str, ...]:
+    """Each fault of an error on a line, its hint behind it."""
+    return error.details or (" ".join(part for part in (error.message, error.hint) if part),)
 
 
 def parse(text: str, source: str, *, lines: bool = True) -> Mapping | None:
@@ -91,7 +108,11 @@ def parse(text: str, source: str, *, lines: bool = True) -> Mapping | None:
     :param lines: whether the source has lines that mean something to the operator
     :raises ConfigError: anything that the first lines of this module refuse, by file and line
     """
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise fault(Place(source, line), f"not YAML: the character #x{error.character:02x} is not allowed.") from None
     loader.name = source
     try:
         node = loader.get_single_node()

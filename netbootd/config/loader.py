@@ -28,7 +28,7 @@ from netbootd.config.schema import (
     VmConfig,
     shipped_cloud_init,
 )
-from netbootd.config.tables import Document, Faults, Table, suggestion
+from netbootd.config.tables import Document, Faults, Table
 from netbootd.errors import ConfigError
 from netbootd.formats import authorizedkeys
 
@@ -40,6 +40,9 @@ CLOUD_INIT_DOCUMENTS = ("user-data", "vendor-data", "meta-data", "network-config
 
 _MAX_BYTES = 1 << 20
 _REFERENCE = "docs/reference/configuration.md lists every key and its default."
+_TOML_HINT = (
+    "Texts and paths stand in quotes, a table begins with its name in brackets: [server], then port = 69 or the like."
+)
 
 T = TypeVar("T")
 
@@ -79,6 +82,8 @@ def warnings(config: Config) -> list[str]:
     found = []
     if config.server.address and config.server.interface:
         found.append("[server] address and interface are both set; the address is what nodes are told.")
+    if ":" in config.server.address:
+        found.append("[server] address is IPv6, over which no kernel mounts its root; nodes need an IPv4 address.")
     found += _key_warnings(config.defaults.ssh_authorized_keys)
     names = Counter((node.hostname or node.name).lower() for node in config.nodes)
     found += [f"{count} nodes have the host name {name}." for name, count in names.items() if count > 1]
@@ -88,6 +93,11 @@ def warnings(config: Config) -> list[str]:
     for image in config.images:
         if image.source and "://" not in image.source and not Path(image.source).is_file():
             found.append(f"[[image]] {image.name}: its source {image.source} is not there.")
+    found += [
+        f"[[image]] {image.name}: a source over the network needs its sha256, or prepare refuses it."
+        for image in config.images
+        if image.source.lower().startswith(("http://", "https://")) and not image.sha256
+    ]
     return found
 
 
@@ -128,8 +138,9 @@ def _parse(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"The configuration {path} is not UTF-8 (at byte {error.start}).", hint="Save it as UTF-8."
         ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"The configuration {path} is not TOML: {error}.") from None
+    except (ValueError, RecursionError) as error:  # tomllib lets the latter, and the former of huge numbers, through
+        problem = "nested too deeply" if isinstance(error, RecursionError) else values.visible(str(error))
+        raise ConfigError(f"The configuration {path} is not TOML: {problem.rstrip('.')}.", hint=_TOML_HINT) from None
 
 
 _KNOWN = {
@@ -254,12 +265,14 @@ def _ssh_key(base: Path) -> Callable[[object], Path]:
         if written.split(" ")[0] in authorizedkeys.KEY_TYPES:
             raise ValueError("is a key itself; name a file that holds it")
         path = values.path(base)(value)
-        if written.startswith("~") and not path.exists():
-            return path  # homes differ between you, root and the service: a warning
         try:
+            if written.startswith("~") and not path.exists():
+                return path  # homes differ between you, root and the service: a warning
+            if path.exists() and not path.is_file():
+                raise ValueError("no keys: it is not a file")
             authorizedkeys.parse(_read_bytes(path))
         except OSError as error:
-            raise ValueError(f"can't be read: {path}: {error.strerror or error}") from None
+            raise ValueError(f"can't be read: {error.strerror or error}: {path}") from None
         except ValueError as error:
             raise ValueError(f"holds {error}") from None
         return path
@@ -271,7 +284,7 @@ def _cloud_init_folder(base: Path) -> Callable[[object], Path]:
     shipped = dict(zip(("/".join(parts) for parts in SHIPPED_CLOUD_INIT), shipped_cloud_init(), strict=True))
 
     def read(value: object) -> Path:
-        if isinstance(value, str) and value.rstrip("/") in shipped and not (base / value).is_dir():
+        if isinstance(value, str) and value.rstrip("/") in shipped and not (base / value).exists():
             return shipped[value.rstrip("/")]
         return values.folder(base)(value)
 
@@ -299,11 +312,11 @@ def _images(tables: Iterable[Table], base: Path) -> tuple[ImageConfig, ...]:
         )
         if "name" not in table:
             table.fault("name", "is missing")
-        if "release" in table and "source" in table and image.release and image.source:
+        if table.says("release") and table.says("source"):
             table.fault("source", "does not go together with release; which of the two is meant?")
-        elif "release" not in table and "source" not in table:
+        elif not table.says("release") and not table.says("source"):
             table.fault("release", 'is missing: a release such as "noble", or source, a file or an URL')
-        elif image.sha256 and not image.source and "source" not in table:
+        elif image.sha256 and not table.says("source"):
             table.fault("sha256", "goes with source; a release is verified by its publisher's own digest")
         _unique(seen, image.name, "name", image.name, table)
         table.finish()
@@ -327,9 +340,9 @@ def _nodes(tables: Iterable[Table], base: Path) -> tuple[NodeConfig, ...]:
         )
         if "name" not in table:
             table.fault("name", "is missing")
-        if "serial" not in table and "mac" not in table:
+        if not table.says("serial") and not table.says("mac"):
             table.fault("serial", "is missing: by a serial or a mac a node is known")
-        if node.name and not node.hostname and "hostname" not in table:
+        if node.name and not table.says("hostname"):
             try:
                 values.host_name(node.name)
             except ValueError as error:
@@ -365,7 +378,7 @@ def _vm(table: Table) -> VmConfig:
         gateway=table.get("gateway", values.optional(values.ip_address), defaults.gateway),
         nameservers=table.get("nameservers", values.several(values.ip_address), defaults.nameservers),
     )
-    if vm.gateway and not vm.address and not table.get("address", values.text, ""):
+    if vm.gateway and not table.says("address"):
         table.fault("gateway", "goes with address; without one the VM asks DHCP for both")
     elif vm.gateway and vm.address and vm.gateway not in vm.address.network:
         table.fault("gateway", f'"{vm.gateway}" is not in the subnet of address, {vm.address.network}')
@@ -385,5 +398,5 @@ def _check_image_names(config: Config, faults: Faults) -> None:
     named += [(f"[[node]] {number} ({node.name})", node.image) for number, node in enumerate(config.nodes, 1)]
     for where, image in named:
         if image and image not in known:
-            hint = suggestion(image, known) or f"; there is {', '.join(values.quoted(name) for name in known)}"
+            hint = faults.suggestion(image, known) or f"; there is {', '.join(map(values.quoted, known[:10]))}"
             faults.add(where, "image", f"{values.quoted(image)} is not the name of an [[image]]{hint}")

@@ -6,10 +6,18 @@ import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from netbootd.config.values import Reader, quoted, shown
+from netbootd.config.values import Reader, quoted, shown, visible
 
 T = TypeVar("T")
 D = TypeVar("D")
+
+
+KEY_SHOWN = 64
+"""Characters of a key that are shown."""
+LINE_SHOWN = 600
+"""Characters of a fault that are shown: a path may be long."""
+_SUGGESTIONS = 200
+"""Faults after which no near word is looked for any more: that many are no slips of the pen, and looking takes time."""
 
 
 class Faults:
@@ -20,7 +28,13 @@ class Faults:
 
     def add(self, where: str, key: str, problem: str) -> None:
         """Note one."""
-        self.lines.append(": ".join(part for part in (where, key, problem) if part))
+        key = key if len(key) <= KEY_SHOWN else key[:KEY_SHOWN] + "…"
+        line = visible(": ".join(part for part in (where, key, problem) if part))
+        self.lines.append(line if len(line) <= LINE_SHOWN else line[:LINE_SHOWN] + "…")
+
+    def suggestion(self, word: str, known: Iterable[str]) -> str:
+        """See `suggestion`."""
+        return suggestion(word, known) if len(self.lines) < _SUGGESTIONS else ""
 
 
 class Table:
@@ -43,6 +57,10 @@ class Table:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
+    def says(self, key: str) -> bool:
+        """Whether `key` is there and not the empty text, which stands for its default."""
+        return key in self._values and self._values[key] != ""
+
     def get(self, key: str, read: Reader[T], default: D) -> T | D:
         """The value of `key`; the default where it is missing or faulty."""
         self._asked.append(key)
@@ -63,7 +81,7 @@ class Table:
         """Note the keys that nobody asked for."""
         for key in self._values:
             if key not in self._asked:
-                self.fault(key, f"unknown key{suggestion(key, self._asked)}")
+                self.fault(key, f"unknown key{self._faults.suggestion(key, self._asked)}")
 
 
 class Document:
@@ -110,9 +128,9 @@ class Document:
             if homes and not isinstance(value, dict | list):
                 self._faults.add("", key, f"belongs into a table: {' or '.join(homes)}")
             elif isinstance(value, dict | list):
-                self._faults.add("", f"[{key}]", f"unknown table{suggestion(key, self._asked)}")
+                self._faults.add("", f"[{key}]", f"unknown table{self._faults.suggestion(key, self._asked)}")
             else:
-                self._faults.add("", key, f"unknown key{suggestion(key, self._asked)}")
+                self._faults.add("", key, f"unknown key{self._faults.suggestion(key, self._asked)}")
 
 
 def quoted_table(name: str) -> str:
@@ -122,5 +140,7 @@ def quoted_table(name: str) -> str:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """``; did you mean "port"?``, or nothing where no known word is near."""
+    if len(word) > KEY_SHOWN:
+        return ""
     near = difflib.get_close_matches(word.lower().replace("-", "_"), list(known), n=1, cutoff=0.6)
     return f"; did you mean {quoted(near[0])}?" if near else ""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from netbootd.config.schema import Address, Interface, Network
+from netbootd.formats import cmdline
 from netbootd.model.identity import MacAddress, Serial
 
 T = TypeVar("T")
@@ -161,8 +162,10 @@ def ip_address(value: object) -> Address:
         address = ipaddress.ip_address(text(value))
     except ValueError:
         raise ValueError('is not an IP address such as "192.168.1.66"') from None
-    if address.is_unspecified or address.is_multicast:
+    if address.is_unspecified or address.is_multicast or address == ipaddress.IPv4Address(0xFFFFFFFF):
         raise ValueError("is not the address of a host")
+    if isinstance(address, ipaddress.IPv6Address) and address.scope_id:
+        raise ValueError("has a zone, which means something on this host only")
     return address
 
 
@@ -257,7 +260,9 @@ def size(value: object) -> str:
 
 def kernel_arguments(value: object) -> str:
     """Arguments for the end of cmdline.txt, which is one line."""
-    return text(value).strip()
+    arguments = text(value).strip()
+    cmdline.check_appended(arguments)
+    return arguments
 
 
 def config_txt_lines(value: object) -> str:
@@ -290,8 +295,12 @@ def folder(base: Path) -> Reader[Path]:
 
     def read(value: object) -> Path:
         found = path(base)(value)
-        if not found.is_dir():
-            raise ValueError(f"is not a folder: {found} {'is something else' if found.exists() else 'is not there'}")
+        try:
+            if not found.is_dir():
+                problem = "is something else" if found.exists() else "is not there"
+                raise ValueError(f"is not a folder: {found} {problem}")
+        except OSError as error:  # a name that is too long, a folder that we may not look into
+            raise ValueError(f"can't be looked into: {error.strerror or error}") from None
         return found
 
     return read
@@ -312,7 +321,17 @@ def source(base: Path) -> Reader[str]:
 
 
 def expand_home(written: str) -> Path:
-    """``~`` as the home of who runs us; under sudo the caller's home where root has no such file."""
+    """``~`` as the home of who runs us; under sudo the caller's home where root has no such file.
+
+    :raises ValueError: the home of a user who is not there, or a path that can't be one
+    """
+    try:
+        return _expand_home(written)
+    except OSError as error:
+        raise ValueError(f"can't be looked for: {error.strerror or error}") from None
+
+
+def _expand_home(written: str) -> Path:
     try:
         found = Path(written).expanduser()
     except RuntimeError:
@@ -342,5 +361,12 @@ def shown(value: object) -> str:
         return "a table"
     if isinstance(value, list):
         return f"a list of {len(value)}" if value else "[]"
-    written = quoted(value.replace("\n", "\\n")) if isinstance(value, str) else str(value)
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a number of very many digits"
+    written = quoted(visible(value[:80])) if isinstance(value, str) else str(value)
     return written if len(written) <= 60 else written[:57] + '…"'
+
+
+def visible(text: str) -> str:
+    """The text on one line and harmless to a terminal: what does not print is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

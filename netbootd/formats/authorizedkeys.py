@@ -6,19 +6,18 @@ Left out: certificates, and what the options mean.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 
-KEY_TYPES = (
-    "ssh-ed25519",
-    "ssh-rsa",
-    "ecdsa-sha2-nistp256",
-    "ecdsa-sha2-nistp384",
-    "ecdsa-sha2-nistp521",
-    "sk-ssh-ed25519@openssh.com",
-    "sk-ecdsa-sha2-nistp256@openssh.com",
-)
-"""What sshd of today takes; ssh-dss is gone since OpenSSH 10."""
+KEY_TYPES = {
+    "ssh-ed25519": 2,
+    "ssh-rsa": 3,
+    "ecdsa-sha2-nistp256": 3,
+    "ecdsa-sha2-nistp384": 3,
+    "ecdsa-sha2-nistp521": 3,
+    "sk-ssh-ed25519@openssh.com": 3,
+    "sk-ecdsa-sha2-nistp256@openssh.com": 4,
+}
+"""What sshd of today takes, with the number of fields in a key's data; ssh-dss is gone since OpenSSH 10."""
 
 _KEY = re.compile(rf"(?:^|[ \t])({'|'.join(re.escape(kind) for kind in KEY_TYPES)})[ \t]+(\S+)")
 
@@ -42,13 +41,22 @@ def parse(data: bytes) -> tuple[str, ...]:
 
 
 def is_whole(key: str) -> bool:
-    """Whether the data of a key is base64 and begins with its type (RFC 4253 section 6.6)."""
+    """Whether the data of a key is base64 of whole fields, the first of them its type (RFC 4253 section 6.6;
+    RFC 5656, RFC 8709 and OpenSSH's PROTOCOL.u2f for the other types).
+
+    Each field is its length in four bytes, then as many bytes (RFC 4251 section 5).
+    """
     match = _KEY.search(key)
     if match is None:
         return False
     try:
         data = base64.b64decode(match[2], validate=True)
-    except binascii.Error:
+    except ValueError:  # not base64, or not even ASCII
         return False
-    kind = match[1].encode()
-    return data.startswith(len(kind).to_bytes(4, "big") + kind)
+    fields: list[bytes] = []
+    position = 0
+    while position < len(data):
+        end = position + 4 + int.from_bytes(data[position : position + 4], "big")
+        fields.append(data[position + 4 : end])
+        position = end
+    return position == len(data) and len(fields) == KEY_TYPES[match[1]] and fields[0] == match[1].encode()

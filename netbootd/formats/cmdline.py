@@ -96,14 +96,15 @@ def base_of(text: str) -> str:
     """What of an image's cmdline.txt holds on any disk or none: its arguments less the local root and one-time hooks.
 
     Arguments of an earlier network boot go, too. Consoles, cgroups, quirks, `quiet` and everything unknown stay, in
-    their order and as they are written. The result of `base_of` is its own base.
+    their order and as they are written, but for a quote that was left open: it is closed, or it would swallow what is
+    put behind it. The result of `base_of` is its own base.
     """
     kept, ours = [], True
     for word in words(first_line(text)):
         if word == "--":
             ours = False  # the rest is for init, not for the kernel
         if not ours or not _is_local(word):
-            kept.append(word)
+            kept.append(word + '"' if word.count('"') % 2 else word)
     return " ".join(kept)
 
 
@@ -134,7 +135,7 @@ def render(
     :param overlay: the arguments that put a writable layer over the root
     :param machine_id: see `machine_id`; empty for a line that several nodes share
     :param seed: URL of the NoCloud documents, with a slash at its end
-    :param datasource: ``nocloud`` or ``nocloud-net`` (see `datasource_for`)
+    :param datasource: ``nocloud`` or ``nocloud-net`` (see `netbootd.model.facts`)
     :param append: further arguments as written by the operator, may be several
     :raises ConfigError: a value cannot stand on the line, or the line is longer than firmware can handle
     """
@@ -159,7 +160,11 @@ def render(
         parts.append(f"systemd.machine_id={machine_id}")
     if seed:
         parts.append(f"ds={_one_word(datasource, 'the datasource')};s={_one_word(seed, 'the seed URL')}")
-    parts += [*_checked_append(append), *init]
+    try:
+        check_appended(append)
+    except ValueError as error:
+        raise ConfigError(f"rendering cmdline.txt: cmdline_append {append!r} {error}") from None
+    parts += [*words(append), *init]
     line = " ".join(parts)
     size = len(line.encode("utf-8", "surrogateescape"))
     if size > LINE_LIMIT:
@@ -198,30 +203,20 @@ def _one_word(text: str, what: str) -> str:
     return text
 
 
-def _checked_append(text: str) -> list[str]:
-    every = words(text)
-    if any(ord(c) < 32 or ord(c) == 127 for c in text) or text.count('"') % 2:
-        raise ConfigError(
-            f"rendering cmdline.txt: cmdline_append {text!r} has a line break, a control character or an open quote",
-            hint="It must be one line, its quotes in pairs.",
-        )
-    for word in every:
-        if name_of(word) in ("ro", "root", "nfsroot") or word == "--":
-            raise ConfigError(
-                f"rendering cmdline.txt: cmdline_append must not have {word!r}, which breaks the root over NFS",
-                hint="A read-only root needs no ro: the export is read-only, and the layer above it must be writable.",
-            )
-    return every
+def check_appended(text: str) -> None:
+    """Refuse what an operator must not put on the line.
 
-
-def datasource_for(cloud_init_version: str) -> str:
-    """How `ds=` must name NoCloud for a seed over HTTP.
-
-    Before 23.2 cloud-init takes ``nocloud`` for a local seed, fetches it and then ignores it; later ``nocloud-net`` is
-    deprecated. An unknown version is taken for a recent one.
+    :raises ValueError: with the rest of a sentence that begins with the text
     """
-    match = re.match(r"(?:\d+:)?(\d+)\.(\d+)", cloud_init_version)
-    return "nocloud-net" if match and (int(match[1]), int(match[2])) < (23, 2) else "nocloud"
+    if any(ord(c) < 32 or ord(c) == 127 for c in text) or text.count('"') % 2:
+        raise ValueError("has a line break, a control character or an open quote; it must be one line")
+    for word in words(text):
+        if name_of(word) in ("root", "nfsroot") or word == "--":
+            raise ValueError(f"must not have {word}, which netbootd itself says")
+        if name_of(word) == "ro":
+            raise ValueError(
+                "must not have ro: the export is read-only anyway, and the layer above it has to be writable"
+            )
 
 
 def machine_id(key: str) -> str:

@@ -8,7 +8,7 @@ url_helper.readurl). A document with secrets goes only to whom the operator's co
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable
 from typing import Protocol
 
 from aiohttp import web
@@ -41,15 +41,20 @@ class SeedAccess(Protocol):
         """
 
 
+class BuildSeed(Protocol):
+    """Makes the documents that a request is answered from."""
+
+    def __call__(self, node: Node, evidence: Evidence, token: str, document: str, /) -> Awaitable[tuple[Seed, str]]:
+        """The documents of a node that was asked for one of them, and what is to be noted of it.
+
+        :raises ConfigError: a document is faulty
+        """
+
+
 class SeedRoutes:
-    """The routes of the NoCloud documents.
+    """The routes of the NoCloud documents."""
 
-    :param build: the documents of a node, given the address of ours that it asked
-    """
-
-    def __init__(
-        self, files: BootFiles, build: Callable[[Node, str], Seed], access: SeedAccess, record: EventSink
-    ) -> None:
+    def __init__(self, files: BootFiles, build: BuildSeed, access: SeedAccess, record: EventSink) -> None:
         self._files = files
         self._build = build
         self._access = access
@@ -67,16 +72,16 @@ class SeedRoutes:
         document, token = request.match_info["document"], request.match_info.get("token", "")
         evidence = evidence_of(request)
         node = self._files.identify(evidence)
-        detail = "refused"
+        outcome, detail = Outcome.FAILED, "refused"
         try:
-            seed = self._build(node, evidence.local)
+            seed, note = await self._build(node, evidence, token, document)
             self._access.check(node, evidence, token, secret=document in seed.uses_secrets)
             response = web.Response(body=seed.document(document))
             response.headers["Content-Type"] = _CONTENT_TYPE[document]
-            detail = ""
+            outcome, detail = Outcome.OK, note
             return response
         except (DeniedError, ConfigError) as error:
-            detail = error.message
+            detail = " ".join((error.message, *error.details))
             raise
         finally:
             self._record(
@@ -84,10 +89,10 @@ class SeedRoutes:
                     node,
                     evidence,
                     f"nocloud/{document}",
-                    Outcome.FAILED if detail else Outcome.OK,
+                    outcome,
                     stage=Stage.SEED if document == "meta-data" else None,
                     generation=self._files.generation_of(node),
-                    size=0 if detail else len(seed.document(document)),
+                    size=len(seed.document(document)) if outcome is Outcome.OK else 0,
                     seconds=time.monotonic() - began,
                     detail=detail,
                 )

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from netbootd.errors import BusyError, DeniedError, NotFoundError
+from netbootd.errors import BusyError, DeniedError, NetbootdError, NotFoundError
 from netbootd.host.sockets import listen_tcp
 from netbootd.httpd.connections import ConnectionGuard, ConnectionLimits
 from netbootd.httpd.peers import peer_address
@@ -137,6 +137,9 @@ class HttpServer:
             return _plain(408, "too slow", {"Connection": "close"})
         except BusyError:
             return _plain(503, "busy", {"Retry-After": "2"})
+        except NetbootdError as error:  # expected, and the operator's to mend: a sentence without a traceback
+            _log.error("HTTP: %s for %s failed: %s", request.path, peer, " ".join(error.paragraph().split()))
+            return _plain(500, "internal error")
         except Exception:
             _log.exception("HTTP: %s %s from %s failed", request.method, request.path, peer)
             return _plain(500, "internal error")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -14,6 +15,7 @@ class ImageFacts:
     Paths are relative to the boot tree. `cmdline_path` is where the firmware reads the command line (below
     ``current/`` in Ubuntu's A/B layout), `cmdline_base` that line less its local root
     (`netbootd.formats.cmdline.base_of`), `overlay` the arguments that put a writable layer over the read-only root.
+    `other_cmdlines` are the bases of further command lines, by path, where boards differ in the file that they read.
     `kernels` are all files that one board or another loads as its kernel.
     """
 
@@ -21,6 +23,7 @@ class ImageFacts:
     os_version: str = ""
     cmdline_path: str = "cmdline.txt"
     cmdline_base: str = ""
+    other_cmdlines: Mapping[str, str] = field(default_factory=dict)
     cmdline_append: str = ""
     overlay: tuple[str, ...] = ()
     kernels: tuple[str, ...] = ()
@@ -43,12 +46,19 @@ class ImageFacts:
                 known[key] = tuple(known[key])
         return cls(**known)
 
+    def for_cmdline(self, path: str) -> ImageFacts | None:
+        """The facts as they hold for the command line at `path`; None if no board reads one there."""
+        if path == self.cmdline_path:
+            return self
+        base = self.other_cmdlines.get(path)
+        return None if base is None else replace(self, cmdline_path=path, cmdline_base=base)
+
     @property
     def datasource(self) -> str:
         """The name of cloud-init's network seed on the kernel command line: ``nocloud``, before 23.2 ``nocloud-net``.
 
-        Before 23.2 ``ds=nocloud;s=http…`` is taken for a local seed, fetched and then dropped (DataSourceNoCloud.py).
+        Before 23.2 ``ds=nocloud;s=http…`` is taken for a local seed, fetched and then dropped (DataSourceNoCloud.py);
+        later ``nocloud-net`` is deprecated. An unknown version is taken for a recent one.
         """
-        parts = self.cloud_init_version.split(".")
-        numbers = [int("".join(c for c in part if c.isdigit()) or 0) for part in parts[:2]]
-        return "nocloud-net" if numbers and len(numbers) == 2 and (numbers[0], numbers[1]) < (23, 2) else "nocloud"
+        version = re.match(r"(?:\d+:)?(\d+)\.(\d+)", self.cloud_init_version)
+        return "nocloud-net" if version and (int(version[1]), int(version[2])) < (23, 2) else "nocloud"

@@ -25,7 +25,8 @@ class Release:
 
     `sha256` is the archive's digest (empty until known), `size` its bytes (0: not known), `key` the fingerprint of the
     key that signed it (empty without a signature), `verified` whether it is authentic by the rules of the operator's
-    contract. `extract_sha256` is the digest of the image inside, where the publisher names one.
+    contract. `extract_sha256` is the digest of the image inside, where the publisher names one. `own` says that `url` is
+    the operator's own file, whose digest was worked out from it just now.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Release:
     verified: bool
     key: str
     extract_sha256: str = ""
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)

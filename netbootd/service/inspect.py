@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from netbootd.store.database import Database, NodeRecord
 from netbootd.store.generations import Generations
 from netbootd.store.layout import Layout
 
+_TOKEN = "TOKEN"  # noqa: S105 -- stands where each boot has another, which nobody is shown
 _TEXT_LIMIT = 8192
 """Rendered files up to this size are shown whole."""
 
@@ -51,7 +54,12 @@ class Inspector:
             self._records,
         )
         self._files = BootDirectory(
-            self._identities, sessions, generations, config.defaults.boot_files, self._server, None
+            self._identities,
+            sessions,
+            generations,
+            config.defaults.boot_files,
+            self._server,
+            (lambda node: _TOKEN) if config.http.seed_tokens else None,
         )
         self._seeds = SeedBuilder(config)
 
@@ -84,13 +92,23 @@ class Inspector:
         folder, _, document = path.strip("/").partition("/")
         if folder == "nocloud":
             if document not in DOCUMENTS:
-                raise NotFoundError(f"There is no document {document}.", hint=f"There are: {', '.join(DOCUMENTS)}.")
+                raise NotFoundError(
+                    f"A seed has no document {document!r}.",
+                    hint=f"There are {', '.join(f'nocloud/{name}' for name in DOCUMENTS)}.",
+                )
             return self._explain_document(node, document)
         try:
             boot_path = BootPath.parse(path)
         except ValueError as error:
             raise NotFoundError(f"{path} can't be the path of a boot file.") from error
-        resource = self._files.resolve(node, boot_path, "")
+        try:
+            resource = self._files.resolve(node, boot_path, "")
+        except NotFoundError as error:
+            if self._files.generation_of(node):
+                hint = f"netbootd nodes show {node.name} lists the files that it has."
+            else:
+                hint = f"Its image {node.image} is not prepared: netbootd prepare builds it."
+            raise NotFoundError(error.message, hint=hint) from None
         source = resource.open()
         try:
             data = source.read(source.size())
@@ -111,11 +129,13 @@ class Inspector:
     def _explain_document(self, node: Node, document: str) -> dict[str, Any]:
         seed = self._seeds.build(node, self._server(""))
         layers = self._seeds.explain(node, document)
-        shown = "(holds secrets)" if document in seed.uses_secrets else seed.document(document).decode(errors="replace")
+        secret = document in seed.uses_secrets
+        shown = self._seeds.unfilled(node, document) if secret else seed.document(document).decode(errors="replace")
         return {
             "node": node.name,
             "path": f"nocloud/{document}",
             "layer": "rendered",
+            "secret": secret,
             "keys": [f"{origin.key}: {origin.place}" for origin in layers],
             "content": shown,
         }
@@ -129,10 +149,14 @@ class Inspector:
         image = cidata_iso({name: seed.document(name) for name in DOCUMENTS})
         beside = output.with_name(f".{output.name}.part")
         try:
-            beside.touch(mode=0o600)
-            beside.write_bytes(image)
+            beside.unlink(missing_ok=True)
+            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(image)
             beside.replace(output)
         except OSError as error:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
             raise HostError(f"Writing {output}: {error.strerror or error}.") from error
 
     def _server(self, local: str) -> ServerAddress:

@@ -21,6 +21,7 @@ from netbootd.boot.files import BootDirectory
 from netbootd.boot.identify import Identities
 from netbootd.boot.sessions import Sessions
 from netbootd.cloudinit.seed import Seed, SeedBuilder
+from netbootd.config.loader import warnings
 from netbootd.config.schema import Config
 from netbootd.errors import HostError
 from netbootd.host import systemd
@@ -44,6 +45,7 @@ from netbootd.service.exports import GenerationExports
 from netbootd.service.metrics import Metrics, Sources
 from netbootd.store.database import Database
 from netbootd.store.generations import Generations
+from netbootd.store.hostkeys import HostKeys
 from netbootd.store.layout import Layout
 from netbootd.tftpd.server import TftpServer, TftpSettings
 
@@ -104,6 +106,8 @@ class Service:
             self._token_of(),
         )
         self._seeds = SeedBuilder(config)
+        self._gate = SeedGate(self._identities, self._neighbours.mac_of, self._token_of())
+        self._host_keys = HostKeys(layout.host_keys)
         self._recorder = Recorder(self._sessions, self._database)
         self._metrics = Metrics(Sources(self._count_tftp, self._count_http, self._count_nfs, self._stages))
         self._recorder.subscribers.append(self._metrics.observe)
@@ -167,7 +171,7 @@ class Service:
             SeedRoutes(
                 self._files,
                 self._seed,
-                SeedGate(self._identities, self._neighbours.mac_of, self._token_of()),
+                self._gate,
                 self._recorder.record,
             ),
             ProgressRoutes(self._files, self._recorder.record),
@@ -276,6 +280,8 @@ class Service:
             _log.info("Ready for nodes: images %s", ", ".join(prepared))
         else:
             _log.warning("No image is prepared; netbootd prepare builds one.")
+        for text in warnings(self._config):
+            _log.warning("%s", text)
 
     # ---------------------------------------------------------------- serving
 
@@ -288,8 +294,20 @@ class Service:
         chosen = self._options.advertise or local or self._address.address
         return replace(self._address, address=chosen)
 
-    def _seed(self, node: Node, local: str) -> Seed:
-        return self._seeds.build(node, self._server_address(local))
+    async def _seed(self, node: Node, evidence: Evidence, token: str, document: str) -> tuple[Seed, str]:
+        """The seed of a node and a note; with its host keys where they are asked for and the asker is known as it."""
+        server = self._server_address(evidence.local)
+        if document != "vendor-data" or not node.id:
+            return self._seeds.build(node, server), ""
+        doubt = self._gate.doubt(node, evidence, token)
+        if not doubt:
+            try:
+                keys = await asyncio.to_thread(self._host_keys.of, node.id)
+                return self._seeds.build(node, server, keys), ""
+            except HostError as error:
+                _log.error("%s", error, extra={"fields": {"NODE": node.name}})
+                doubt = error.message
+        return self._seeds.build(node, server), f"without SSH host keys: {doubt}"
 
     def _mounted(self, address: str, export: Export, seconds: float) -> None:
         evidence = Evidence("nfs", address)

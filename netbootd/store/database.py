@@ -66,17 +66,7 @@ class Database:
         """
         self.path = path
         try:
-            if readonly:
-                self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)
-                version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._db = sqlite3.connect(path, timeout=10, check_same_thread=False)
-                version = self._db.execute("PRAGMA user_version").fetchone()[0]
-                if version <= SCHEMA_VERSION:
-                    self._db.execute("PRAGMA journal_mode = WAL")
-                    self._db.execute("PRAGMA synchronous = NORMAL")
-                    self._db.executescript(_SCHEMA)
+            self._db, version = _open_for_reading(path) if readonly else _open_for_writing(path)
         except (sqlite3.Error, OSError) as error:
             raise HostError(
                 f"Opening the database {path}: {error}.",
@@ -159,3 +149,37 @@ class Database:
             return self._db.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
             raise HostError(f"Reading the database {self.path}: {error}.") from error
+
+
+def _open_for_writing(path: Path) -> tuple[sqlite3.Connection, int]:
+    """A connection for any thread, and the version of the file's schema, which is ours where it was older or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    database = sqlite3.connect(path, timeout=10, check_same_thread=False)
+    try:
+        version: int = database.execute("PRAGMA user_version").fetchone()[0]
+        if version <= SCHEMA_VERSION:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = NORMAL")
+            database.executescript(_SCHEMA)
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database, version
+
+
+def _open_for_reading(path: Path) -> tuple[sqlite3.Connection, int]:
+    """A connection that never writes, and the version of the file's schema.
+
+    Even reading needs the files of the write-ahead log, which whoever may only read the folder can't make where no
+    service runs. Nobody writes then, so the file is read as one that does not change (sqlite.org/wal.html, section 5).
+    """
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    for extra in ("", "&immutable=1"):
+        database = sqlite3.connect(uri + extra, uri=True, timeout=10)
+        try:
+            return database, database.execute("PRAGMA user_version").fetchone()[0]
+        except sqlite3.Error as error:
+            database.close()
+            if not isinstance(error, sqlite3.OperationalError) or extra or path.with_name(f"{path.name}-wal").exists():
+                raise
+    raise AssertionError("unreachable")

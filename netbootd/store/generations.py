@@ -10,9 +10,10 @@ import ctypes
 import json
 import os
 import re
-import shutil
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from netbootd.store.locks import exclusive
 
 _ID = re.compile(r"[0-9a-f]{8,64}\Z")
 _BUILD = ".build-"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MANIFEST = "image.json"
 
 
@@ -119,7 +121,7 @@ class Generations:
     def begin(self, generation: Generation) -> Path:
         """An empty folder to build `generation` in; what an interrupted build left behind is removed.
 
-        The caller holds the image's lock.
+        The caller holds the image's lock. Nobody else can enter the folder before it is published.
         """
         folder = generation.path.parent
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,7 @@ class Generations:
             if entry.name.startswith(_BUILD):
                 remove_tree(Path(entry.path))
         work = folder / f"{_BUILD}{generation.id}"
-        work.mkdir(mode=0o755)
+        work.mkdir(mode=0o700)
         return work
 
     def publish(self, work: Path, generation: Generation, manifest: dict[str, Any]) -> None:
@@ -137,6 +139,7 @@ class Generations:
         """
         try:
             (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+            work.chmod(0o755)
             sync_file_system(work)
             work.rename(generation.path)
         except OSError as error:
@@ -189,16 +192,55 @@ class Generations:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a folder and all in it, never following a link.
+    """Delete a folder and all in it, never following a link, however deep it is.
+
+    Folders within are moved up before they are emptied, so that neither recursion nor open descriptors grow with the
+    depth, which an image decides (shutil.rmtree fails at a thousand levels before Python 3.13).
 
     :raises HostError: something can't be deleted
     """
     try:
-        shutil.rmtree(path)
+        top = os.open(path, _FOLDER)
     except FileNotFoundError:
         return
     except OSError as error:
         raise HostError(f"Deleting {path}: {error.strerror or error}.") from error
+    try:
+        names = (f".removing-{secrets.token_hex(4)}-{number}" for number in count())
+        pending = _empty(top, top, names)
+        while pending:
+            name = pending.pop()
+            folder = os.open(name, _FOLDER, dir_fd=top)
+            try:
+                pending += _empty(folder, top, names)
+            finally:
+                os.close(folder)
+            os.rmdir(name, dir_fd=top)
+        path.rmdir()
+    except OSError as error:
+        raise HostError(f"Deleting {path}: {error.strerror or error}.") from error
+    finally:
+        os.close(top)
+
+
+def _empty(folder: int, top: int, names: Iterator[str]) -> list[str]:
+    """Delete the files of a folder and move its folders to `top`; returns their names there."""
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    moved = []
+    for name, is_folder in found:
+        if not is_folder:
+            os.unlink(name, dir_fd=folder)
+            continue
+        if os.geteuid() != 0:  # who is not root needs the right to write even for its own
+            os.chmod(name, 0o700, dir_fd=folder)
+        if folder == top:
+            moved.append(name)
+        else:
+            new = next(names)
+            os.rename(name, new, src_dir_fd=folder, dst_dir_fd=top)
+            moved.append(new)
+    return moved
 
 
 def sync_file_system(path: Path) -> None:

@@ -60,6 +60,11 @@ class Layout:
         """The SQLite file of what was observed."""
         return self.state / "db" / "netbootd.db"
 
+    @property
+    def host_keys(self) -> Path:
+        """One folder a node with its SSH host keys; the service's own, as all of ``db``."""
+        return self.state / "db" / "host-keys"
+
     def image(self, name: str) -> Path:
         """The folder of one image."""
         return self.images / check_name(name)

@@ -1,4 +1,7 @@
-"""Locks between processes: one build of an image at a time (flock(2), gone with the process that held it)."""
+"""Locks between processes: one build of an image, one download of an archive at a time.
+
+flock(2): gone with the process that held it, however that ended.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,23 @@ def exclusive(path: Path, doing: str) -> Iterator[None]:
     :param doing: what needs the lock, for the message
     :raises BusyError: another process holds it
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    with _held(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644), path, doing):
+        yield
+
+
+@contextmanager
+def exclusive_folder(path: Path, doing: str) -> Iterator[None]:
+    """Hold an existing folder itself, so that no lock file lies in it.
+
+    :param doing: what needs the lock, for the message
+    :raises BusyError: another process holds it
+    """
+    with _held(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW), path, doing):
+        yield
+
+
+@contextmanager
+def _held(fd: int, path: Path, doing: str) -> Iterator[None]:
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

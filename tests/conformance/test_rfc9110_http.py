@@ -36,12 +36,12 @@ class Site:
         self.fault = ""
         self.server = None
 
-    def build(self, node, local):
+    async def build(self, node, evidence, token, document):
         if self.fault:
             raise ConfigError(self.fault)
-        documents = {name: f"{name} of {node.name} at {local}\n".encode() for name in DOCUMENTS}
+        documents = {name: f"{name} of {node.name} at {evidence.local}\n".encode() for name in DOCUMENTS}
         documents["network-config"] = b""
-        return Seed(documents=documents, uses_secrets=self.secrets, digest="d")
+        return Seed(documents=documents, uses_secrets=self.secrets, digest="d"), ""
 
     async def start(self, address="127.0.0.1", port=0):
         record = self.files.record

@@ -58,6 +58,15 @@ def test_a_power_cycle_in_the_firmware_is_a_new_boot_after_a_pause():
     assert world.see(Stage.FIRMWARE).stage == Stage.FIRMWARE
 
 
+def test_a_file_that_takes_its_time_is_no_pause():
+    world = World()
+    world.sessions.generation(NODE, "start4.elf")
+    world.current = "gen2"
+    world.now += 25  # under loss; firmware gives a file up to 30 s
+    world.see(Stage.FIRMWARE, path="start4.elf")
+    assert world.sessions.generation(NODE, "config.txt") == "gen1"
+
+
 def test_a_generation_that_is_gone_is_left():
     world = World()
     world.sessions.generation(NODE, "start4.elf")

@@ -7,7 +7,7 @@ import pytest
 from netbootd.errors import BusyError, HostError, NotFoundError, UsageError
 from netbootd.model.event import BootEvent, Outcome, Stage
 from netbootd.store.database import Database, NodeRecord
-from netbootd.store.generations import Generations
+from netbootd.store.generations import Generations, remove_tree
 from netbootd.store.layout import Layout, check_name
 
 
@@ -121,3 +121,50 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path):
     (tmp_path / "rubbish.db").write_bytes(b"no database" * 100)
     with pytest.raises(HostError):
         Database(tmp_path / "rubbish.db")
+
+
+# ---------------------------------------------------------------- deleting trees
+
+
+def test_a_tree_goes_whole_and_nothing_beside_it(tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("x")
+    top = tmp_path / "top"
+    (top / "a" / "b" / "a").mkdir(parents=True)
+    (top / "a" / "file").write_text("x")
+    (top / "link").symlink_to(kept)
+    (top / "a" / "link").symlink_to("..")
+    os.mkfifo(top / "a" / "b" / "pipe")
+    (top / "a" / "shut").mkdir(mode=0o000)
+    os.link(kept / "file", top / "hard")
+    remove_tree(top)
+    remove_tree(top)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (kept / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_a_tree_of_any_depth_goes(tmp_path, monkeypatch, user):
+    monkeypatch.setattr("netbootd.store.generations.os.geteuid", lambda: user)
+    top = tmp_path / "top"
+    top.mkdir()
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(1500):  # deeper than Python recurses, and than a path can name
+        os.mkdir("down", dir_fd=here)
+        below = os.open("down", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    remove_tree(top)
+    assert not top.exists()
+
+
+def test_what_can_not_be_deleted_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(HostError, match="Deleting"):
+        remove_tree(tmp_path / "file")
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(HostError, match="Deleting"):
+        remove_tree(tmp_path / "link")
+    assert (tmp_path / "file").exists()
