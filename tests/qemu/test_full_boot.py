@@ -40,6 +40,7 @@ cloud_init = ["REPOSITORY/cloud-init/base", "REPOSITORY/cloud-init/overlays/netb
 [[node]]
 name = "valar-0"
 serial = "SERIAL"
+mac = "BOARD"
 hostname = "aule"
 """
 
@@ -118,7 +119,12 @@ def rack(image: DiskImage, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     key = folder / "key"
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", key])
     config = CONFIG.replace("KEY", str(key)).replace("REPOSITORY", str(REPOSITORY))
-    with Rack(folder, config.replace("SERIAL", CONFIGURED.serial), arch="x86_64", lease=f"{LEASE_SECONDS}s") as rack:
+    with Rack(
+        folder,
+        config.replace("SERIAL", CONFIGURED.serial).replace("BOARD", CONFIGURED.mac),
+        arch="x86_64",
+        lease=f"{LEASE_SECONDS}s",
+    ) as rack:
         (folder / "report").mkdir()
         (folder / "report" / "user-data").write_text(REPORT.replace("COLLECTOR", URL))
         rack.netbootd.command("prepare", "--source", image.path, "--name", "noble", "--advertise", SERVER)
@@ -230,6 +236,11 @@ def test_a_board_keeps_its_name_and_identity_from_boot_to_boot(story: Story, boa
     for field in ("HOSTNAME", "MACHINE-ID"):
         assert first.report.field(field) == second.report.field(field) != ""
     assert first.download.address == second.download.address
+
+
+def test_a_board_that_is_configured_by_its_mac_keeps_its_host_keys(story: Story) -> None:
+    first, second = (story.boots[CONFIGURED, number].report.field("HOST-KEY") for number in ROUNDS)
+    assert first == second != ""
 
 
 def test_boards_on_one_root_stay_apart(story: Story) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.support.collector import URL
 from tests.support.image_cache import DiskImage, mini_image
 from tests.support.netlab import SERVER, start_proxy_dhcp
+from tests.support.processes import wait_until
 from tests.support.rack import Board, Rack
 
 pytestmark = pytest.mark.timeout(600)
@@ -90,7 +91,13 @@ def check_boot(
     assert f"META local-hostname: {hostname or node}" in report.body, report.body
     assert report.field("PHONE") == "ok"
 
-    assert rack.netbootd.stages(node, after=seen) == ["firmware", "kernel", "root", "seed", "ready"]
+    stages = ["firmware", "kernel", "root", "seed", "ready"]
+    wait_until(
+        lambda: rack.netbootd.stages(node, after=seen) == stages,
+        f"all stages of {node}",
+        timeout=10,
+        explain=lambda: str(rack.netbootd.stages(node, after=seen)),
+    )
 
 
 def test_a_node_known_by_its_serial(rack: Rack, image: DiskImage) -> None:

@@ -96,6 +96,10 @@ class Lab:
             remove_namespace(namespace)
         self._closers, self._programs, self._namespaces = [], [], []
 
+    def set_client_mac(self, namespace: str, mac: str) -> None:
+        """Give a client's ``br0`` the MAC of the board whose boot ROM is played; "" gives it one of its own again."""
+        _ip(namespace, "link", "set", "br0", "address", mac or "02:00:00:00:00:01")
+
     def _namespace(self, name: str) -> str:
         namespace = f"{self._stem}-{name}"
         run(["ip", "netns", "add", namespace])

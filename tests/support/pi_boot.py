@@ -183,10 +183,12 @@ class _Reply:
         text = self.options.get(66, b"").rstrip(b"\0").decode(errors="replace")
         if re.fullmatch(r"\d+(\.\d+){3}", text):
             return text
+        if not self.is_for_pi:  # any DHCP server names itself as the next server: that says nothing
+            return ""
         if self.next_server != "0.0.0.0":
             return self.next_server
         # dnsmasq's proxy offer with only a pxe-service names no next server: take its server id (a guess)
-        return socket.inet_ntoa(self.options[54]) if self.is_for_pi and len(self.options.get(54, b"")) == 4 else ""
+        return socket.inet_ntoa(self.options[54]) if len(self.options.get(54, b"")) == 4 else ""
 
 
 def ask_dhcp(interface: str, mac: bytes, serial: str, revision: int, wait: float, log: Callable[[str], None]) -> Lease:

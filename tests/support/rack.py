@@ -88,7 +88,9 @@ class Rack:
         out = self.lab.folder / f"{board.name}-{self._boots[board]}"
         argv: list[Argument] = [sys.executable, "-m", "tests.support.pi_boot", out, "--dhcp", "br0", "--prefix", prefix]
         player = [*argv, "--serial", board.serial, "--mac", board.mac]
+        self.lab.set_client_mac(self._clients[board], board.mac)
         done = run(player, namespace=self._clients[board], check=False, timeout=180)
+        self.lab.set_client_mac(self._clients[board], "")  # it is the virtual machine's now
         summary = json.loads(read_text(out / "summary.json") or "{}")
         if done.returncode != 0:
             said = f"{done.stdout}{done.stderr}\n{self.netbootd.log()[-4000:]}"
