@@ -28,6 +28,7 @@ from netbootd.host import systemd
 from netbootd.host.links import AllowedPeers, Neighbours, address_to_advertise, local_addresses
 from netbootd.host.sockets import allow_many_descriptors
 from netbootd.httpd.bootfiles import BootFileRoutes
+from netbootd.httpd.cards import CardRoutes
 from netbootd.httpd.metrics import MetricsRoute
 from netbootd.httpd.progress import ProgressRoutes
 from netbootd.httpd.seed import SeedRoutes
@@ -176,6 +177,7 @@ class Service:
             ),
             ProgressRoutes(self._files, self._recorder.record),
             MetricsRoute(self._metrics.render),
+            CardRoutes(self._generations),
         )
         tftp_port = config.tftp.port if options.tftp_port is None else options.tftp_port
         self._tftp = TftpServer(
