@@ -159,7 +159,8 @@ class Service:
 
     async def _open(self) -> None:
         config, options = self._config, self._options
-        binds = options.binds or default_binds()
+        # netlink in a thread: pyroute2's sockets want an event loop of their own
+        binds = options.binds or await asyncio.to_thread(default_binds)
         inherited = systemd.inherited_sockets()
         http_port = config.http.port if options.http_port is None else options.http_port
         self._http = HttpServer(
@@ -200,7 +201,7 @@ class Service:
             await self._tftp.start()
             started.append(self._tftp)
             await self._open_nfs(binds)
-            self._address = self._advertised(binds)
+            self._address = await asyncio.to_thread(self._advertised, binds)
             await self._http.start()
         except BaseException:
             for server in started:
