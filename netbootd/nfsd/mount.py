@@ -65,6 +65,10 @@ class MountV3:
         export, below = self._find(path)
         if export is None:
             return u32(MNT3ERR_NOENT)
+        return self._open(export, path, below, caller)
+
+    def _open(self, export: Export, path: bytes, below: list[bytes], caller: Caller) -> Answer:
+        """The answer for an export, or for a folder in it at the names `below`."""
         try:
             tree = self._trees.by_fsid(export.fsid)
         except NotReady as pending:
@@ -79,11 +83,14 @@ class MountV3:
             number = inner
         if tree.facts(number).type != NF3DIR:
             return u32(MNT3ERR_NOTDIR)
-        self._mounts[caller.address, path] = None
+        self._mounted(export, path, caller.address, time.monotonic() - caller.received)
+        return u32(0) + opaque(handle_of(tree, number)) + u32(2) + u32(AUTH_SYS) + u32(AUTH_NONE)
+
+    def _mounted(self, export: Export, path: bytes, address: str, seconds: float) -> None:
+        self._mounts[address, path] = None
         while len(self._mounts) > _MOUNTS_KEPT:
             self._mounts.popitem(last=False)
-        self._on_mount(caller.address, export, time.monotonic() - caller.received)
-        return u32(0) + opaque(handle_of(tree, number)) + u32(2) + u32(AUTH_SYS) + u32(AUTH_NONE)
+        self._on_mount(address, export, seconds)
 
     def _find(self, path: bytes) -> tuple[Export | None, list[bytes]]:
         """The export that holds `path`, and the names from its root to there: a folder inside may be mounted, too."""

@@ -213,7 +213,7 @@ class EmbeddedServer:
         self._scanners = Workers(loop, 1, "nfs-index")
         trees = LiveTrees(self._exports, self._scanners, files.forget)
         self._shared = Shared(loop, trees, files, Workers(loop, limits.threads, "nfs-read"), self._forget)
-        mounts = MountV3(self._exports, trees, self._on_mount).program()
+        mounts = self._mount_program(trees).program()
         programs = [NfsV3(trees).program(), NfsAclV3(trees).program(), mounts]
         self._listen(nfs, programs)
         self._listen(mount, [mounts])
@@ -226,6 +226,9 @@ class EmbeddedServer:
                     server = DatagramServer(loop, sock, Dispatcher([program]), self._settings.allow)
                     self._datagrams.append(server)
         self._sweeper = loop.call_later(limits.sweep, self._sweep)
+
+    def _mount_program(self, trees: LiveTrees) -> MountV3:
+        return MountV3(self._exports, trees, self._on_mount)
 
     def _share_descriptors(self) -> int:
         """Fit connections and open files into half of the descriptors that this process may have."""

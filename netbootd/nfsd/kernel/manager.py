@@ -1,0 +1,300 @@
+"""The kernel's NFS server brought to what the configuration and the state folder say, and kept there.
+
+A server that runs already is taken as it is, if it has what nodes need, and is left running in the end; one that we
+have started is ended by us, also where another process of ours started it: a note in the run folder says so. Exports
+of others are never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from netbootd.errors import HostError, NotFoundError
+from netbootd.model.export import Export
+from netbootd.nfsd.kernel import exportfs
+from netbootd.nfsd.kernel.book import ExportBook
+from netbootd.nfsd.kernel.caches import quote
+from netbootd.nfsd.kernel.control import V3, V4_2, Listener, ServerControl, Setup, Version, open_control
+from netbootd.nfsd.kernel.registrar import registrar
+from netbootd.nfsd.kernel.upcalls import DOMAIN, Upcalls, grant_for_handle
+
+_log = logging.getLogger(__name__)
+
+NFSD = Path("/proc/fs/nfsd")
+DEFAULT_MOUNT_PORT = 20048
+"""mountd's registered port (IANA); NFS's own belongs to the kernel."""
+
+_NOTE = "started-by-us"
+_HANDLE_SIZE = 64
+_THREADS_A_CPU, _MIN_THREADS, _MAX_THREADS = 4, 8, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """Who may use the exports: a decision by address for the kernel's caches, networks for exportfs(8)."""
+
+    allow: Callable[[str], bool]
+    networks: Callable[[], Iterable[exportfs.Network]]
+
+
+class KernelNfs:
+    """The kernel's server, our exports on it, and their file handles. All calls from one thread.
+
+    :param exports: gives the live exports
+    :param images: the folder below which all exports lie
+    :param run: a folder that is kept until a reboot
+    """
+
+    def __init__(
+        self,
+        exports: Callable[[], Iterable[Export]],
+        images: Path,
+        clients: Clients,
+        run: Path,
+        *,
+        proc: Path = NFSD,
+        controls: Callable[[Path], ServerControl] = open_control,
+    ) -> None:
+        self._book = ExportBook(exports)
+        self._images = os.fsencode(os.path.realpath(images))
+        self._clients = clients
+        self._note = run / _NOTE
+        self._proc = proc
+        self._controls = controls
+        self._control: ServerControl | None = None
+        self._upcalls: Upcalls | None = None
+        self._exportfs: exportfs.Exportfs | None = None
+        self._adopted = False
+
+    # ------------------------------------------------------------------ starting
+
+    def start(self, addresses: Sequence[str], port: int) -> None:
+        """Export, and let the kernel serve on these addresses. May be called again, and then changes nothing.
+
+        :raises HostError: this kernel has no NFS server, or it can't be had as it is needed
+        """
+        mount_nfsd(self._proc)
+        self._control = control = self._controls(self._proc)
+        self._export()
+        if control.threads():
+            self._adopt(control, port)
+            return
+        listeners = tuple(Listener("tcp", address, port) for address in self._usable(addresses))
+        threads = min(_MAX_THREADS, max(_MIN_THREADS, _THREADS_A_CPU * (os.cpu_count() or 1)))
+        with registrar():
+            self._remember()
+            try:
+                control.start(Setup(listeners, threads, versions_of(control.versions())))
+            except HostError:
+                self._note.unlink(missing_ok=True)
+                raise
+        self._adopted = False
+        _log.info("The kernel's NFS server runs with %d threads on port %d (by %s)", threads, port, control.name)
+
+    @staticmethod
+    def _usable(addresses: Sequence[str]) -> Sequence[str]:
+        """Without IPv6's wildcard where the host has no IPv6."""
+        return [a for a in addresses if a != "::" or Path("/proc/net/if_inet6").exists()] or ["0.0.0.0"]  # noqa: S104
+
+    def _export(self) -> None:
+        other = exportfs.answerer()
+        if other and self._upcalls is None:
+            if self._exportfs is None:
+                _log.info("%s answers the kernel's export caches: exporting by exportfs", other)
+                self._exportfs = exportfs.Exportfs(self._book, self._clients.networks, self._images)
+            self._exportfs.reconcile()
+        elif self._upcalls is None:
+            upcalls = Upcalls(self._book, self._clients.allow)
+            upcalls.start()
+            self._upcalls = upcalls
+
+    def _adopt(self, control: ServerControl, port: int) -> None:
+        if not control.versions().get(V3):
+            raise HostError(
+                "The kernel's NFS server runs already, without version 3, which a root file system needs.",
+                hint="Enable it (vers3=y in /etc/nfs.conf) and restart nfs-server, or use --nfs embedded.",
+            )
+        ports = sorted({one.port for one in control.listeners() if one.transport == "tcp"})
+        if port not in ports:
+            have = ", ".join(map(str, ports)) or "none"
+            raise HostError(
+                f"The kernel's NFS server runs already, but not on TCP port {port} (its ports: {have}).",
+                hint="Set [nfs] port to that, or end the server and let netbootd start it.",
+            )
+        self._adopted = not self._note.exists()
+        _log.info("The kernel's NFS server runs already: using it as it is")
+
+    def _remember(self) -> None:
+        try:
+            self._note.parent.mkdir(parents=True, exist_ok=True)
+            self._note.write_text("netbootd has started the kernel's NFS server.\n")
+        except OSError as error:
+            raise HostError(f"Writing {self._note}: {error.strerror or error}.") from error
+
+    # ------------------------------------------------------------------ running
+
+    def tick(self) -> None:
+        """Every few seconds: where rpc.mountd keeps the exports, new ones are added and pruned ones taken out."""
+        if self._exportfs is not None:
+            try:
+                self._exportfs.reconcile()
+            except HostError as error:
+                _log.error("%s", error)
+
+    def clients_changed(self) -> None:
+        """Ask again who may use the exports."""
+        if self._upcalls is not None:
+            self._upcalls.allowances_changed()
+        self.tick()
+
+    def handle(self, image: str, generation: str, below: Sequence[bytes], address: str) -> bytes:
+        """The NFSv3 file handle of a folder in a live generation's root, for a client.
+
+        :param below: the names from the root to the folder
+        :raises NotFoundError: there is no such generation or folder
+        :raises HostError: the kernel gives no handle
+        """
+        grant = self._book.of(image, generation)
+        if grant is None and self._book.refresh():
+            grant = self._book.of(image, generation)
+        if grant is None:
+            raise NotFoundError(f"Image {image} has no generation {generation}.")
+        path = folder_beneath(grant.path, below)
+        if self._upcalls is not None:
+            self._upcalls.introduce(address)
+        grant_for_handle(self._book, path)
+        return self._filehandle(DOMAIN, path)
+
+    def _filehandle(self, domain: bytes, path: bytes) -> bytes:
+        place = self._proc / "filehandle"
+        try:
+            fd = os.open(place, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.write(fd, quote(domain) + b" " + quote(path) + b" %d\n" % _HANDLE_SIZE)
+                said = os.read(fd, 4096)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise HostError(f"Asking {place} for {os.fsdecode(path)}: {error.strerror or error}.") from error
+        return bytes.fromhex(said.decode().strip().removeprefix("\\x"))
+
+    def status(self) -> dict[str, Any]:
+        """What is so at this moment, for serve and for doctor."""
+        control = self._control
+        if control is None:
+            return {"running": False}
+        pools = control.pool_mode()
+        return {
+            "running": control.threads() > 0,
+            "by": control.name,
+            "exports_by": "exportfs" if self._exportfs is not None else "caches",
+            "adopted": self._adopted,
+            "threads": control.threads(),
+            "versions": [str(version) for version, on in sorted(control.versions().items()) if on],
+            "listeners": [[one.transport, one.address, one.port] for one in control.listeners()],
+            "pool_mode": pools.mode if pools else "",
+            "exports": len(self._book.roots()),
+        }
+
+    def nfs4_clients(self) -> list[str]:
+        """The addresses of the clients that have NFSv4 state here (/proc/fs/nfsd/clients)."""
+        found = []
+        for entry in sorted(self._proc.glob("clients/*/info")):
+            with contextlib.suppress(OSError):
+                address = client_address(entry.read_text(errors="replace"))
+                if address:
+                    found.append(address)
+        return found
+
+    # ------------------------------------------------------------------ stopping
+
+    def stop(self) -> None:
+        """Take our exports back, and end the server if it is ours."""
+        control = self._control
+        if self._exportfs is not None:
+            self._exportfs.withdraw()
+            self._exportfs = None
+        if control is not None and self._note.exists():
+            with registrar():
+                control.stop()
+            self._note.unlink(missing_ok=True)
+            _log.info("The kernel's NFS server has ended")
+        if self._upcalls is not None:
+            self._upcalls.stop(forget=True)
+            self._upcalls = None
+
+    def leave(self) -> None:
+        """Go away and let everything run on: nodes keep what they have, and whoever comes next takes over."""
+        if self._upcalls is not None:
+            self._upcalls.stop(forget=False)
+            self._upcalls = None
+
+
+def versions_of(known: dict[Version, bool]) -> tuple[Version, ...]:
+    """What is enabled: 3, and 4.2 where this kernel has it.
+
+    :raises HostError: this kernel has no NFSv3
+    """
+    if V3 not in known:
+        raise HostError("This kernel's NFS server has no version 3.", hint="Use --nfs embedded.")
+    return tuple(version for version in (V3, V4_2) if version in known)
+
+
+def client_address(info: str) -> str:
+    """The address in a file ``info``: a line ``address: "192.0.2.5:712"`` or ``address: "[2001:db8::5]:712"``."""
+    for line in info.splitlines():
+        key, _, value = line.partition(":")
+        if key == "address":
+            host = value.strip().strip('"').rpartition(":")[0]
+            return host.strip("[]").partition("%")[0].removeprefix("::ffff:")
+    return ""
+
+
+def folder_beneath(root: bytes, names: Sequence[bytes]) -> bytes:
+    """The path of a folder in a tree, gone to name by name through no symbolic link.
+
+    :raises NotFoundError: there is none
+    """
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for name in names:
+            if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
+                raise NotFoundError("Not a name of a folder.")
+            inner = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+    except OSError as error:
+        raise NotFoundError(f"{os.fsdecode(b'/'.join(names))} is no folder of the tree.") from error
+    finally:
+        os.close(fd)
+    return b"/".join((root, *names))
+
+
+def mount_nfsd(folder: Path) -> None:
+    """Mount the file system ``nfsd`` unless it is; the kernel loads its module for that.
+
+    :raises HostError: this kernel has none, or we may not
+    """
+    if (folder / "threads").exists():
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"nfsd", os.fsencode(folder), b"nfsd", 0, None) == 0:
+        return
+    number = ctypes.get_errno()
+    if number in (errno.ENODEV, errno.ENOENT):
+        raise HostError(
+            "This kernel has no NFS server (the file system nfsd can't be mounted).",
+            hint="Install the kernel's modules, or use --nfs embedded.",
+        )
+    raise HostError(
+        f"Mounting the file system nfsd at {folder}: {os.strerror(number)}.",
+        hint="It takes root (netbootd-nfs.service); or use --nfs embedded.",
+    )
