@@ -26,6 +26,8 @@ COMMANDS = {
     "images": "List generations of images; activate, roll back, prune.",
     "events": "Show boot events, oldest first.",
     "config": "Check and show netbootd.toml.",
+    "doctor": "Look at this host: ports, privileges, addresses, room, clock; install the systemd units.",
+    "vm": "The Multipass virtual machine that serves the network, from any workstation.",
 }
 """Every command with its one-line help; the module of the same name in this package has the command itself."""
 
