@@ -202,7 +202,7 @@ def _digest(files: dict[str, bytes]) -> str:
 def _tar(members: dict[str, bytes]) -> bytes:
     packed = io.BytesIO()
     with (
-        gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as stream,
+        gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=6, mtime=0) as stream,
         tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
         for folder in ("site", "home", "digests"):

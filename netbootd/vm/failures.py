@@ -62,7 +62,7 @@ KNOWN: tuple[Failure, ...] = (
     Failure(  # src/daemon/daemon_rpc.cpp
         r"not authenticated with the Multipass service",
         "Multipass does not know you yet",
-        {"": "Run `multipass authenticate`; who is known to it sets the passphrase: `multipass set local.passphrase`."},
+        {"": "Run `multipass authenticate`; who is known to it sets its passphrase: multipass set local.passphrase"},
         DeniedError,
     ),
     Failure(  # include/multipass/exceptions/not_implemented_on_this_backend_exception.h

@@ -198,7 +198,8 @@ class Lifecycle:
         elif len(fit) == 1:
             found = fit[0]
         elif self._talk.choose is not None:
-            found = next(network for network in fit if network.name == self._talk.choose(fit))
+            chosen = self._talk.choose(fit)
+            found = next(network for network in fit if network.name == chosen)
         else:
             raise HostError(
                 "Looking for the network that nodes are on: this computer has several.",
@@ -467,7 +468,7 @@ def next_steps(address: str) -> tuple[str, ...]:
 
 
 def address_of(told: str, mac: MacAddress) -> tuple[str, str]:
-    """The name and the first global IPv4 address of the card with that MAC, as ``ip -json address`` tells; "" for none."""
+    """Name and first global IPv4 address of the card with that MAC, by ``ip -json address``; "" for none."""
     try:
         links = json.loads(told)
     except ValueError:
