@@ -26,7 +26,7 @@ _MAX_SAID = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class HostNetwork:
-    """A network of the workstation that Multipass may bridge; `kind`: ``ethernet``, ``wifi``, ``bridge``, ``switch``."""
+    """A network of the workstation that can be bridged; `kind`: ``ethernet``, ``wifi``, ``bridge``, ``switch``."""
 
     name: str
     kind: str
