@@ -41,6 +41,20 @@ _ARCHIVE_SUFFIXES = (".xz", ".zst", ".gz", ".zip", ".tar", ".img", ".raw", ".iso
     metavar="ADDR",
     help="the server's address, to be written into the boot files  [the configuration's, else found out]",
 )
+@click.option(
+    "--target",
+    type=click.Choice(["netboot", "sdcard"]),
+    default="netboot",
+    help="what to make: a root for all nodes to boot from, or the image of a card  [netboot]",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="write the card image there (sdcard)",
+)
+@click.option("--compress", type=click.Choice(["xz"]), help="pack the card image (sdcard)")
+@click.option("--node", metavar="NODE", help="write this node's cloud-init onto the card (sdcard)  [any node's]")
 @click.option("--force", is_flag=True, help="build again although nothing has changed")
 @click.option("--dry-run", is_flag=True, help="say what would be built, and build nothing")
 @json_option
@@ -50,9 +64,18 @@ def command(program: Program, /, names: tuple[str, ...], as_json: bool, **values
 
     Downloads, verifies, reads, exports, patches and publishes; no mounts, no loop devices. --release or --source builds
     one that the configuration need not list. Running it again does nothing unless something has changed.
+
+    With --target sdcard it writes the publisher's image to a file instead, for a node that boots from a card of its
+    own: with the node's cloud-init in the boot partition, and all else as published.
     """
     import asyncio
 
+    from netbootd.cli import sdcard
+
+    sdcard.check_options(values)
+    if values["target"] == "sdcard":
+        sdcard.run(program, names, values, lambda: _server(program.config, values["advertise"] or ""), as_json)
+        return
     specs = choose(program.config, names, values)
 
     from netbootd.cli.progress import reporter
@@ -66,6 +89,7 @@ def command(program: Program, /, names: tuple[str, ...], as_json: bool, **values
         dry_run=values["dry_run"],
     )
     server = _server(program.config, values["advertise"] or "")
+    specs = sdcard.with_staged_cards(program.config, specs, lambda: server)
     results = []
     for spec in specs:
         with reporter(spec.name, quiet=program.quiet) as progress:

@@ -103,9 +103,13 @@ class _Cached:
 
 
 class SeedBuilder:
-    """Makes the seeds of a configuration's nodes. Files are read again when they have changed."""
+    """Makes the seeds of a configuration's nodes. Files are read again when they have changed.
 
-    def __init__(self, settings: Settings) -> None:
+    :param reporting: whether nodes shall tell us of their boot; False for those that boot without us
+    """
+
+    def __init__(self, settings: Settings, *, reporting: bool = True) -> None:
+        self._reporting = reporting
         self._base = settings.base
         self._defaults = settings.defaults
         self._cache: dict[tuple[Path, ...], _Cached] = {}
@@ -168,7 +172,7 @@ class SeedBuilder:
         """The lowest layer of a document: netbootd's own. What can't be merged is the operator's alone, without it."""
         if name == "meta-data":
             return [Part("netbootd", parse(_META_DATA, "netbootd", lines=False))]
-        if name == "vendor-data":
+        if name == "vendor-data" and self._reporting:
             return [Part("netbootd", parse(_VENDOR_DATA, "netbootd", lines=False))]
         if name == "user-data":
             return [Part("[defaults]", parse(self._user(), "[defaults]", lines=False))]

@@ -128,6 +128,20 @@ class Fat:
         if not fat32:
             self._page, self._page_number = self._small_table(), 0
 
+    @property
+    def used_bytes(self) -> int:
+        """What the allocation table says is in use."""
+        free = 0
+        if self.bits != 32:
+            free = self._page[2:].count(0)
+        else:
+            for first in range(0, self._end, _PAGE):
+                table = array("I")
+                table.frombytes(self._window.read(self._fat + first * 4, min(_PAGE, self._end - first) * 4))
+                free += table.count(0)
+        used: int = self._end - 2 - free
+        return used * self.cluster_size
+
     # ------------------------------------------------------------ the allocation table
 
     def _small_table(self) -> array[int]:

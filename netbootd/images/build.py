@@ -6,33 +6,34 @@ is done twice. Until the last rename nothing of a build is visible; the next one
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from netbootd import __version__
 from netbootd.errors import HostError
+from netbootd.formats.bootroot import find_boot_and_root
 from netbootd.formats.ext4 import Ext4
 from netbootd.formats.fat import Fat
-from netbootd.formats.partitions import find_boot_and_root, read_table
+from netbootd.formats.partitions import read_table
 from netbootd.images import patches
 from netbootd.images.catalog import resolve
 from netbootd.images.decompress import Stopped, decompress
 from netbootd.images.download import fetch
-from netbootd.images.export import check_target, export_ext4, export_fat
+from netbootd.images.export import export_ext4, export_fat
+from netbootd.images.locations import public
 from netbootd.images.progress import Progress
-from netbootd.model.image import Generation, ImageSpec, Release
+from netbootd.images.sdcard import stage_card
+from netbootd.images.target import check_target
+from netbootd.images.threads import in_thread
+from netbootd.model.image import CARD, Generation, ImageSpec, Release
 from netbootd.model.network import ServerAddress
 from netbootd.store.generations import Generations, remove_tree
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,10 @@ async def build_image(
             skip_verify=options.skip_verify,
             progress=progress,
         )
+        archive = None
+        if not release.sha256:  # nobody told it beforehand: it is known once the archive is here
+            archive = await fetch(release, generations.layout.downloads, progress)
+            release = replace(release, sha256=archive.parent.name)
         salt = datetime.now(UTC).isoformat() if options.force else ""
         ident = generation_id(spec, release, server, generations.layout.state, salt)
         generation = generations.layout.generation(spec.name, ident)
@@ -85,8 +90,8 @@ async def build_image(
             generations.activate(generation)
             return result
         check_target(generations.layout.image(spec.name))
-        archive = await fetch(release, generations.layout.downloads, progress)
-        await _in_thread(lambda stop: _build(spec, release, archive, generation, generations, server, progress, stop))
+        archive = archive or await fetch(release, generations.layout.downloads, progress)
+        await in_thread(lambda stop: _build(spec, release, archive, generation, generations, server, progress, stop))
         return result
 
 
@@ -106,19 +111,9 @@ def generation_id(spec: ImageSpec, release: Release, server: ServerAddress, stat
         "state": str(state),
         "salt": salt,
     }
+    if spec.card:
+        inputs["card"] = [[name, hashlib.sha256(data).hexdigest()] for name, data in spec.card]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-
-
-async def _in_thread(work: Callable[[threading.Event], _T]) -> _T:
-    """Run blocking work beside the event loop; a cancelled task tells the work to stop and waits until it has."""
-    stop = threading.Event()
-    task = asyncio.create_task(asyncio.to_thread(work, stop))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        stop.set()
-        await asyncio.wait({task})
-        raise
 
 
 def _build(
@@ -160,7 +155,14 @@ def _fill(
 ) -> dict[str, Any]:
     """Fill `work` with boot/ and root/; returns what image.json says."""
     progress.step("Decompressing")
-    with decompress(archive, work, progress=progress, sha256=release.sha256, stop=stop) as image:
+    with decompress(
+        archive,
+        work,
+        progress=progress,
+        sha256=release.sha256,
+        extract_sha256=release.extract_sha256,
+        stop=stop,
+    ) as image:
         table = read_table(image.window)
         boot_partition, root_partition = find_boot_and_root(image.window, table)
         fat = Fat(image.window.sub(boot_partition.offset, boot_partition.size))
@@ -179,8 +181,9 @@ def _fill(
         counts = {"boot": export_fat(fat, boot, progress=advance)}
         progress.step("Reading the root file system")
         counts["root"] = export_ext4(ext4, root, progress=advance)
+        card = stage_card(image.window, dict(spec.card), work, progress, stop) if spec.card else None
     progress.step("Patching")
-    facts = patches.survey(boot, root)
+    facts = replace(patches.survey(boot, root), cmdline_append=spec.cmdline_append)
     made = patches.apply(
         boot,
         root,
@@ -192,19 +195,21 @@ def _fill(
             config_append=spec.config_append,
         ),
     )
+    staged = {"card": {"file": CARD, **asdict(card)}} if card else {}
     return {
         "name": spec.name,
         "generation": generation.id,
         "source": {
-            "url": release.url,
+            "url": public(release.url),
             "sha256": release.sha256,
             "verified": release.verified,
             "key": release.key,
         },
         "partitions": [asdict(partition) for partition in table.partitions],
         "patches": [asdict(patch) for patch in made],
-        "counts": {part: asdict(count) for part, count in counts.items()},
+        "counts": {part: count.as_dict() for part, count in counts.items()},
         "facts": facts.as_dict(),
+        **staged,
         "tool": f"netbootd {__version__}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+CARD: Final = "sdcard.img.xz"
+"""The name of a card image within a generation; its digest lies beside it as ``.sha256``, as sha256sum writes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """What an operator wants built. Exactly one of `release` and `source` is set (`source`: a path or an URL)."""
+    """What an operator wants built. Exactly one of `release` and `source` is set (`source`: a path or an URL).
+
+    `card` has the cloud-init documents (name and bytes) of the card image that is to lie beside the netboot root; none:
+    no such image.
+    """
 
     name: str
     release: str = ""
@@ -17,6 +25,7 @@ class ImageSpec:
     arch: str = "arm64"
     cmdline_append: str = ""
     config_append: str = ""
+    card: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +34,8 @@ class Release:
 
     `sha256` is the archive's digest (empty until known), `size` its bytes (0: not known), `key` the fingerprint of the
     key that signed it (empty without a signature), `verified` whether it is authentic by the rules of the operator's
-    contract. `extract_sha256` is the digest of the image inside, where the publisher names one. `own` says that `url` is
-    the operator's own file, whose digest was worked out from it just now.
+    contract. `extract_sha256` is the digest of the image inside, where the publisher names one. `own` says that `url`
+    is the operator's own file, whose digest was worked out from it just now.
     """
 
     title: str

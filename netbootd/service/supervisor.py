@@ -28,6 +28,7 @@ from netbootd.host import systemd
 from netbootd.host.links import AllowedPeers, Neighbours, address_to_advertise, local_addresses
 from netbootd.host.sockets import allow_many_descriptors
 from netbootd.httpd.bootfiles import BootFileRoutes
+from netbootd.httpd.cards import CardRoutes
 from netbootd.httpd.metrics import MetricsRoute
 from netbootd.httpd.progress import ProgressRoutes
 from netbootd.httpd.seed import SeedRoutes
@@ -158,7 +159,8 @@ class Service:
 
     async def _open(self) -> None:
         config, options = self._config, self._options
-        binds = options.binds or default_binds()
+        # netlink in a thread: pyroute2's sockets want an event loop of their own
+        binds = options.binds or await asyncio.to_thread(default_binds)
         inherited = systemd.inherited_sockets()
         http_port = config.http.port if options.http_port is None else options.http_port
         self._http = HttpServer(
@@ -176,6 +178,7 @@ class Service:
             ),
             ProgressRoutes(self._files, self._recorder.record),
             MetricsRoute(self._metrics.render),
+            CardRoutes(self._generations),
         )
         tftp_port = config.tftp.port if options.tftp_port is None else options.tftp_port
         self._tftp = TftpServer(
@@ -198,7 +201,7 @@ class Service:
             await self._tftp.start()
             started.append(self._tftp)
             await self._open_nfs(binds)
-            self._address = self._advertised(binds)
+            self._address = await asyncio.to_thread(self._advertised, binds)
             await self._http.start()
         except BaseException:
             for server in started:

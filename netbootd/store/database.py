@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ class NodeRecord:
 
 _NODE_COLUMNS = [field.name for field in fields(NodeRecord)]
 _EVENT_COLUMNS = [field.name for field in fields(BootEvent)]
+
+_event_values = attrgetter(*_EVENT_COLUMNS)
+_STAGE, _OUTCOME = _EVENT_COLUMNS.index("stage"), _EVENT_COLUMNS.index("outcome")
 
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS nodes (
@@ -101,14 +105,13 @@ class Database:
             raise HostError(f"Writing the database {self.path}: {error}.") from error
 
     def _insert(self, events: Iterable[BootEvent]) -> int:
-        last = 0
-        for event in events:
-            cursor = self._db.execute(
-                f"INSERT INTO events ({', '.join(_EVENT_COLUMNS)}) "  # noqa: S608 -- constant names
-                f"VALUES ({', '.join('?' * len(_EVENT_COLUMNS))})",
-                tuple(str(value) if isinstance(value, (Stage, Outcome)) else value for value in astuple(event)),
-            )
-            last = cursor.lastrowid or 0
+        # One call for all: the event loop's thread waits for what is done here a statement at a time.
+        self._db.executemany(
+            f"INSERT INTO events ({', '.join(_EVENT_COLUMNS)}) "  # noqa: S608 -- constant names
+            f"VALUES ({', '.join('?' * len(_EVENT_COLUMNS))})",
+            [_event_row(event) for event in events],
+        )
+        last: int = self._db.execute("SELECT last_insert_rowid()").fetchone()[0]
         return last
 
     def forget(self, keys: Iterable[str]) -> None:
@@ -183,3 +186,11 @@ def _open_for_reading(path: Path) -> tuple[sqlite3.Connection, int]:
             if not isinstance(error, sqlite3.OperationalError) or extra or path.with_name(f"{path.name}-wal").exists():
                 raise
     raise AssertionError("unreachable")
+
+
+def _event_row(event: BootEvent) -> list[object]:
+    """An event as the database holds it."""
+    row = list(_event_values(event))
+    row[_STAGE] = event.stage.value if event.stage else None
+    row[_OUTCOME] = event.outcome.value
+    return row

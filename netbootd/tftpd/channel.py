@@ -1,4 +1,4 @@
-"""Sockets of the TFTP server: where requests come in, and the channel that one transfer sends through.
+"""The channel that one transfer sends through: a socket of its own, or the listening one.
 
 By default a transfer has a port of its own (its TID, RFC 1350 section 4), bound to the address that the client asked
 (RFC 1123 section 4.2.3.2) and connected, so that the kernel drops what strangers send and reports a client that is
@@ -16,23 +16,17 @@ import secrets
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from netbootd.errors import BusyError, HostError
+from netbootd.errors import BusyError
+from netbootd.tftpd.listener import Listener, Peer, SockAddr
 from netbootd.tftpd.packets import MAX_REQUEST
 from netbootd.tftpd.transfer import Datagrams
 
-SockAddr = tuple[Any, ...]
-
-_IP_PKTINFO = 8  # linux/in.h; the socket module has it only where glibc's headers did
 _IP_MTU, _IPV6_MTU = 14, 24
 _UDP_SEGMENT = 103  # linux/udp.h
 _MAX_SEGMENTS = 64
 _MAX_BURST = 65487  # what one UDP datagram over IPv6 can carry, and less than over IPv4
-_PKTINFO4 = struct.Struct("=I4s4s")
-_PKTINFO6 = struct.Struct("=16sI")
-_RECEIVE_BUFFER = 1 << 20
 _GSO_UNFIT = {errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT}
 _HEADERS4, _HEADERS6 = 20 + 8 + 4, 40 + 8 + 4  # IP, UDP, DATA
 
@@ -46,24 +40,6 @@ class Gone(Exception):  # noqa: N818 - a report, not a fault
 
 class CutShort(Exception):  # noqa: N818
     """The file that is being sent has lost its end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Who asked, as the kernel has it, and which address of ours was asked (empty: unknown, or not our own alone).
-
-    `address` and `local` are IP literals without a zone; an IPv4 peer of an IPv6 socket is shown as IPv4.
-    """
-
-    sockaddr: SockAddr
-    address: str
-    local: str
-    interface: int = 0
-
-    @property
-    def key(self) -> tuple[SockAddr, str]:
-        """Tells transfers apart."""
-        return self.sockaddr, self.local
 
 
 class Channel(Protocol):
@@ -221,122 +197,6 @@ def _bind_address(sock: socket.socket, peer: Peer, port: int) -> SockAddr:
     if sock.family == socket.AF_INET:
         return peer.local, port
     return peer.local, port, 0, peer.interface if peer.local.startswith("fe80:") else 0
-
-
-class Listener:
-    """A socket at which requests arrive."""
-
-    __slots__ = ("_any_address", "address", "sock", "wants_source")
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self.sock = sock
-        self.address: str = _plain(sock.getsockname()[0])
-        self._any_address = self.address in ("0.0.0.0", "::")  # noqa: S104
-        if self._any_address:
-            if sock.family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-            else:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        _enlarge_buffer(sock)
-
-    @property
-    def name(self) -> str:
-        """``ADDR:PORT``, an IPv6 address in brackets."""
-        address, port = self.sock.getsockname()[:2]
-        return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-    def receive_into(self, buffer: bytearray) -> tuple[int, Peer]:
-        """The next datagram: its length in `buffer`, and who sent it.
-
-        :raises OSError: BlockingIOError where there is none
-        """
-        if not self._any_address:
-            size, sockaddr = self.sock.recvfrom_into(buffer)
-            return size, Peer(sockaddr, _plain(sockaddr[0]), self.address, sockaddr[3] if len(sockaddr) > 3 else 0)
-        size, ancillary, _, sockaddr = self.sock.recvmsg_into([buffer], 64)
-        local, interface = _destination(ancillary)
-        return size, Peer(sockaddr, _plain(sockaddr[0]), local, interface)
-
-    def source_of(self, peer: Peer) -> list[tuple[int, int, bytes]]:
-        """The ancillary data that makes an answer leave from the address that was asked."""
-        if not self._any_address or not peer.local:
-            return []
-        if self.sock.family == socket.AF_INET:
-            return [(socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO4.pack(0, socket.inet_aton(peer.local), bytes(4)))]
-        local = peer.local if ":" in peer.local else f"::ffff:{peer.local}"
-        interface = peer.interface if peer.local.startswith("fe80:") else 0
-        packed = _PKTINFO6.pack(socket.inet_pton(socket.AF_INET6, local), interface)
-        return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, packed)]
-
-    def reply(self, packet: bytes, peer: Peer) -> None:
-        """Send one datagram from the listening port; it may get lost."""
-        try:
-            ancillary = self.source_of(peer)
-            if ancillary:
-                self.sock.sendmsg([packet], ancillary, 0, peer.sockaddr)
-            else:
-                self.sock.sendto(packet, peer.sockaddr)
-        except OSError:
-            pass
-
-
-def _plain(address: str) -> str:
-    """An IP literal without a zone, IPv4 as IPv4."""
-    address = address.partition("%")[0]
-    return address[7:] if address.startswith("::ffff:") and "." in address else address
-
-
-def _destination(ancillary: list[tuple[int, int, bytes]]) -> tuple[str, int]:
-    """The address of ours that a datagram was sent to, and the interface; a group's address is nobody's."""
-    for level, kind, data in ancillary:
-        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO and len(data) >= _PKTINFO4.size:
-            interface, local, _ = _PKTINFO4.unpack_from(data)
-            return socket.inet_ntoa(local), interface
-        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and len(data) >= _PKTINFO6.size:
-            packed, interface = _PKTINFO6.unpack_from(data)
-            if packed[0] == 0xFF:
-                return "", interface
-            return _plain(socket.inet_ntop(socket.AF_INET6, packed)), interface
-    return "", 0
-
-
-def _enlarge_buffer(sock: socket.socket) -> None:
-    """Room for a whole rack that asks at once."""
-    for option in (getattr(socket, "SO_RCVBUFFORCE", 33), socket.SO_RCVBUF):
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, option, _RECEIVE_BUFFER)
-        except OSError:
-            continue
-        return
-
-
-def listen(address: str, port: int) -> Listener:
-    """Open a listening socket. IPv6 sockets hear IPv6 only.
-
-    :raises HostError: the port is taken or forbidden, or the address is not this host's
-    """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    where = f"[{address}]:{port}" if family == socket.AF_INET6 else f"{address}:{port}"
-    sock = None
-    try:
-        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        host, _, zone = address.partition("%")
-        sock.bind((host, port, 0, socket.if_nametoindex(zone)) if zone else (address, port))
-        return Listener(sock)
-    except OSError as error:
-        if sock is not None:
-            sock.close()
-        match error.errno:
-            case errno.EADDRINUSE:
-                hint = f"Another server has UDP port {port} (ss -lunp tells which): stop it, or use --tftp-port."
-            case errno.EACCES | errno.EPERM:
-                hint = f"UDP port {port} needs root or CAP_NET_BIND_SERVICE: grant it, or use --tftp-port."
-            case _:
-                hint = "Check --bind and the address, or use --tftp-port."
-        raise HostError(f"TFTP can't listen at {where}: {os.strerror(error.errno or 0)}", hint=hint) from error
 
 
 class DataPorts:

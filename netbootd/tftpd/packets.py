@@ -88,6 +88,8 @@ def parse_request(data: bytes) -> Request:
     except ValueError:
         raise PacketError("unknown transfer mode") from None
     pairs = rest[1:]
+    if len(pairs) % 2 and not pairs[-1]:
+        pairs.pop()  # firmware that pads its request with zeros
     if len(pairs) % 2:
         raise PacketError("option without a value")
     options: dict[str, str] = {}

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import heapq
-import itertools
 import logging
 import resource
 import socket
 import time
 from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 from netbootd.boot.contract import BootFiles, EventSink, observed, parse_request
@@ -25,22 +24,24 @@ from netbootd.model.identity import Evidence
 from netbootd.model.node import Node
 from netbootd.model.resource import BootPath
 from netbootd.tftpd import packets
-from netbootd.tftpd.channel import Channel, ConnectedChannel, DataPorts, Listener, Peer, SharedChannel, listen
-from netbootd.tftpd.limits import Guard
-from netbootd.tftpd.options import MAX_BLKSIZE, negotiate
+from netbootd.tftpd.channel import Channel, ConnectedChannel, DataPorts, SharedChannel
+from netbootd.tftpd.limits import Guard, TokenBucket
+from netbootd.tftpd.listener import Listener, Peer, adopt, listen
+from netbootd.tftpd.options import negotiate
 from netbootd.tftpd.packets import ErrorCode, Opcode, PacketError, Request
 from netbootd.tftpd.poller import Poller
 from netbootd.tftpd.session import Asked, Session
 from netbootd.tftpd.settings import TftpSettings
-from netbootd.tftpd.source import Opener, reason, refusal
+from netbootd.tftpd.source import Contents, Opener, reason, refusal
 from netbootd.tftpd.stats import TftpStats
+from netbootd.tftpd.timers import Timers
 from netbootd.tftpd.timing import RoundTrip
 from netbootd.tftpd.transfer import Transfer
 
 _BATCH = 64  # requests that are served before transfers get their turn
 _REMEMBERED_CLIENTS = 1024
-_LATE = 0.03  # seconds by which our timer may be late before silence stops to prove anything
 _SHOWN_PATH = 200
+_ADVICE = 0.5, 20.0  # lines of advice in the log: a second, and at once (a whole rack meets the same file)
 _SPARE_DESCRIPTORS = 512
 
 _COUNTED = {
@@ -71,15 +72,13 @@ class TftpServer:
         self._ports = DataPorts(self._settings.data_ports, self._hear)
         self._opener = Opener()
         self._guard = Guard(self._settings, time.monotonic())
+        self._advice = TokenBucket(*_ADVICE, time.monotonic())
         self._sessions: dict[tuple[Any, str], Session] = {}
         self._of_client: dict[str, dict[Session, None]] = {}
         self._round_trips: OrderedDict[str, RoundTrip] = OrderedDict()
         self._buffer = bytearray(packets.MAX_REQUEST + 1)
         self._poller: Poller | None = None
-        self._heap: list[tuple[float, int, Session]] = []
-        self._count = itertools.count()
-        self._timer: asyncio.TimerHandle | None = None
-        self._armed_at = float("inf")
+        self._timers: Timers | None = None
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -98,20 +97,20 @@ class TftpServer:
         loop = asyncio.get_running_loop()
         try:
             if self._settings.sockets:
-                self._listeners += [Listener(sock) for sock in self._settings.sockets]
+                self._listeners += [adopt(sock) for sock in self._settings.sockets]
             else:
                 self._listen()
         except BaseException:
-            for listener in self._listeners:
-                listener.sock.close()
+            for sock in (*self._settings.sockets, *(listener.sock for listener in self._listeners)):
+                sock.close()
             self._listeners.clear()
             raise
         _make_room(2 * self._settings.max_transfers + _SPARE_DESCRIPTORS)
-        self._loop = loop
         self._poller = Poller(loop)
+        self._timers = Timers(loop, self._poller.run)
         for listener in self._listeners:
             self._poller.add(listener.sock.fileno(), self._requests_of(listener))
-        log.info("TFTP at %s", ", ".join(self.addresses))
+        log.debug("TFTP at %s", ", ".join(self.addresses))
 
     def _listen(self) -> None:
         for address, port in self._settings.bind:
@@ -140,9 +139,9 @@ class TftpServer:
         now = time.monotonic()
         for session in list(self._sessions.values()):
             session.fail("server is shutting down", now)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._timers is not None:
+            self._timers.close()
+            self._timers = None
         if self._poller is not None:
             self._poller.close()
             self._poller = None
@@ -179,18 +178,17 @@ class TftpServer:
             if session is not None and (self._settings.single_port or opcode == Opcode.ERROR):
                 # Single-port mode; or firmware that sends its abort to the port it asked.
                 session.datagram(buffer, size, now)
-                if session.transfer.deadline < session.due:
-                    self._schedule(session)
+                self._watch(session)
                 return
-        if not self._guard.allowed(peer.address):
-            self.stats.add("refused")
+        if peer.to_all or not self._guard.allowed(peer.address):
+            self.stats.add("refused")  # RFC 1123 section 4.2.3.5: broadcast requests are ignored silently
             return
         if not self._guard.admit(peer.address, now):
             self.stats.add("limited")
             return
         if opcode not in (Opcode.RRQ, Opcode.WRQ):
             self.stats.add("malformed" if opcode not in tuple(Opcode) else "strangers")
-            if size >= 4 and opcode in (Opcode.DATA, Opcode.ACK, Opcode.OACK):
+            if opcode in (Opcode.DATA, Opcode.ACK, Opcode.OACK):
                 listener.reply(packets.encode_error(ErrorCode.UNKNOWN_TRANSFER_ID, "unknown transfer"), peer)
             return
         try:
@@ -208,6 +206,8 @@ class TftpServer:
     def _read_request(self, listener: Listener, request: Request, peer: Peer, now: float) -> None:
         old = self._sessions.get(peer.key)
         if old is not None:
+            old.catch_up(self._buffer, now)
+        if old is not None and not old.over:
             if old.repeats(request, now):
                 return
             old.drop("the client asked anew from the same port", now)
@@ -238,32 +238,31 @@ class TftpServer:
             listener.reply(packets.encode_error(code, message), peer)
             outcome = Outcome.MISS if isinstance(error, NotFoundError | FileNotFoundError) else Outcome.FAILED
             if outcome is Outcome.FAILED:
-                log.warning("%s can't have %s: %s", node.name or peer.address, path, reason(error))
-                log.debug("Where it failed", exc_info=error)
+                log.debug("%s can't have %s", node.name or peer.address, path, exc_info=error)
             self._tell(self._event(node, evidence, path, outcome, reason(error)))
             return
+        if session.warning and self._advice.take(now):
+            session.warn(session.warning)
         session.start(now)
-        if not session.over:
-            self._schedule(session)
+        self._watch(session)
 
     def _open(self, listener: Listener, asked: Asked, now: float) -> Session:
         """Make the session of a request that can be served, and watch its sockets."""
         settings, options, peer = self._settings, asked.request.options, asked.peer
         assert self._poller is not None
         self._make_way(peer)
-        bound = negotiate(
-            options, 0, max_blksize=settings.max_blksize or MAX_BLKSIZE, max_windowsize=settings.max_windowsize
-        )
-        contents = self._opener.open(asked.resource, asked.request.mode, bound.blksize * bound.windowsize)
-        channel: Channel | None = None
+        contents: Contents | None = None
+        channel: Channel = SharedChannel(listener, peer) if settings.single_port else self._ports.open(peer)
         try:
-            channel = SharedChannel(listener, peer) if settings.single_port else self._ports.open(peer)
-            agreement = negotiate(
+            agree = partial(
+                negotiate,
                 options,
-                contents.size,
                 max_blksize=settings.max_blksize or channel.mtu_blksize(),
                 max_windowsize=settings.max_windowsize,
             )
+            window = agree(0)
+            contents = self._opener.open(asked.resource, asked.request.mode, window.blksize * window.windowsize)
+            agreement = agree(contents.size)
             known = self._round_trips.get(peer.address)
             transfer = Transfer(
                 contents.payload,
@@ -278,9 +277,9 @@ class TftpServer:
                 if channel.strangers is not None:
                     self._hear(channel.strangers)
         except BaseException:
-            contents.close()
-            if channel is not None:
-                channel.close()
+            if contents is not None:
+                contents.close()
+            channel.close()
             raise
         self._sessions[peer.key] = session
         self._of_client.setdefault(peer.address, {})[session] = None
@@ -310,14 +309,18 @@ class TftpServer:
     # Sessions
 
     def _reader_of(self, session: Session) -> Any:
-        readable, transfer, schedule = session.readable, session.transfer, self._schedule
+        readable, transfer, watch, buffer = session.readable, session.transfer, self._watch, self._buffer
 
         def ready(now: float) -> None:
-            readable(now)
+            readable(buffer, now)
             if transfer.deadline < session.due:
-                schedule(session)
+                watch(session)
 
         return ready
+
+    def _watch(self, session: Session) -> None:
+        if self._timers is not None and not session.over and session.transfer.deadline < session.due:
+            self._timers.schedule(session)
 
     def _hear(self, sock: socket.socket) -> None:
         """Answer whatever comes to a transfer's port from elsewhere; the transfer goes on (RFC 1350 section 4)."""
@@ -354,8 +357,7 @@ class TftpServer:
             self._poller.remove(channel.sock.fileno())
             if channel.strangers is not None:
                 self._poller.remove(channel.strangers.fileno())
-        channel.close()
-        session.contents.close()
+        session.release()
         if transfer.round_trip.measured:
             self._round_trips[asked.peer.address] = transfer.round_trip
             self._round_trips.move_to_end(asked.peer.address)
@@ -371,42 +373,10 @@ class TftpServer:
             log.warning("The generation of %s is not known: %s", asked.node.name, reason(error))
             generation = ""
         self._tell(session.event(now, generation))
+        if (slow := session.too_slow(now)) and self._advice.take(now):
+            session.warn(slow)
         if not self._sessions:
             self._idle.set()
-
-    # Timers: one for all sessions. A session's entry in the heap may be earlier than its deadline, which moves with
-    # every block; the entry moves only when it is met.
-
-    def _schedule(self, session: Session) -> None:
-        session.due = session.transfer.deadline
-        heapq.heappush(self._heap, (session.due, next(self._count), session))
-        if session.due < self._armed_at:
-            self._arm(session.due)
-
-    def _arm(self, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._armed_at = when
-        self._timer = self._loop.call_later(max(when - time.monotonic(), 0.0), self._tick)
-
-    def _tick(self) -> None:
-        self._timer, heap = None, self._heap
-        late = time.monotonic() - self._armed_at > _LATE
-        self._armed_at = float("inf")
-        if self._poller is not None:
-            self._poller.run()  # answers that are already here come before any retransmission
-        now = time.monotonic()
-        while heap and heap[0][0] <= now:
-            due, _, session = heapq.heappop(heap)
-            transfer = session.transfer
-            if session.over or due != session.due:
-                continue  # over, or moved to another entry
-            if transfer.deadline <= now and not (late and transfer.postpone(now, _LATE)):
-                session.expired(now)
-            session.due = transfer.deadline
-            heapq.heappush(heap, (session.due, next(self._count), session))
-        if heap and heap[0][0] < self._armed_at:
-            self._arm(heap[0][0])
 
     # Events
 
@@ -422,9 +392,7 @@ class TftpServer:
 
     def _tell(self, event: BootEvent) -> None:
         self.stats.add(_COUNTED[event.outcome])
-        if event.outcome is Outcome.OK and event.stage is Stage.KERNEL:
-            log.info("%s has its kernel (%s)", event.node, event.path, extra={"fields": _fields(event)})
-        elif log.isEnabledFor(logging.DEBUG):
+        if log.isEnabledFor(logging.DEBUG):
             log.debug(
                 "TFTP %s: %s for %s%s",
                 event.outcome.value,

@@ -12,8 +12,9 @@ from netbootd.model.identity import Evidence
 from netbootd.model.node import Node
 from netbootd.model.resource import BootPath, Resource
 from netbootd.tftpd import advice
-from netbootd.tftpd.channel import Channel, ConnectedChannel, CutShort, Gone, Peer
-from netbootd.tftpd.packets import MAX_REQUEST, Request
+from netbootd.tftpd.channel import Channel, ConnectedChannel, CutShort, Gone
+from netbootd.tftpd.listener import Peer
+from netbootd.tftpd.packets import Request
 from netbootd.tftpd.source import Contents, reason
 from netbootd.tftpd.transfer import Datagrams, Ending, Transfer
 
@@ -22,8 +23,6 @@ _FULL_TRIES = 2000
 _RESTART_AFTER = 1.0  # seconds of silence after which the same request again means that the client began anew
 
 log = logging.getLogger(__name__)
-
-_received = bytearray(MAX_REQUEST)  # one loop, one datagram at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +84,28 @@ class Session:
 
     def start(self, now: float) -> None:
         """Send the first answer."""
-        if self.warning:
-            log.warning("%s: %s", self.asked.node.name or self.asked.peer.address, self.warning, extra=self._fields())
         self._guarded(self.transfer.begin, now)
 
-    def readable(self, now: float) -> None:
-        """A datagram waits in the session's own socket."""
+    def readable(self, buffer: bytearray, now: float) -> None:
+        """A datagram waits in the session's own socket; `buffer` is room for it, free to use again on return."""
         channel = self.channel
         assert isinstance(channel, ConnectedChannel)
         try:
-            size = channel.sock.recv_into(_received)
+            size = channel.sock.recv_into(buffer)
         except ConnectionRefusedError:
             self.transfer.vanished()
             self._finished(self, now)
             return
         except OSError:
             return  # nothing there, or a report of the network that the timer deals with
-        self.datagram(_received, size, now)
+        self.datagram(buffer, size, now)
+
+    def catch_up(self, buffer: bytearray, now: float) -> None:
+        """Take in what waits in the session's own socket: a client that has its file may ask anew from the same port,
+        and its request must not overtake its last ACK.
+        """
+        if isinstance(self.channel, ConnectedChannel):
+            self.readable(buffer, now)
 
     def datagram(self, packet: bytearray, size: int, now: float) -> None:
         """The client sent the first `size` octets of `packet`."""
@@ -193,11 +197,16 @@ class Session:
             found.append(f"{transfer.resent} datagrams sent again")
         if self.warning:
             found.append(self.warning)
-        elif outcome in (Outcome.OK, Outcome.ABORTED):
-            slow = advice.too_slow(self.asked.path, transfer.size, transfer.sent_octets, now - self.started)
-            if slow:
-                found.append(slow)
+        if slow := self.too_slow(now):
+            found.append(slow)
         return found
+
+    def too_slow(self, now: float) -> str:
+        """The advice to give at the end of a transfer that a Pi would not have waited for, else empty."""
+        if self.outcome() not in (Outcome.OK, Outcome.ABORTED):
+            return ""
+        transfer = self.transfer
+        return advice.too_slow(self.asked.path, transfer.size, transfer.sent_octets, now - self.started)
 
     def _guarded(self, step: Callable[[float], Datagrams | None], now: float) -> None:
         try:
@@ -230,6 +239,17 @@ class Session:
                 self.channel.send(out)
             except (Gone, CutShort):
                 pass
+
+    def release(self) -> None:
+        """Free sockets and file."""
+        self.channel.close()
+        self.transfer.release()
+        self.contents.close()
+        self._left = []
+
+    def warn(self, text: str) -> None:
+        """Log advice about this transfer."""
+        log.warning("%s: %s", self.asked.node.name or self.asked.peer.address, text, extra=self._fields())
 
     def _fields(self) -> dict[str, dict[str, object]]:
         node = self.asked.node

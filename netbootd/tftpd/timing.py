@@ -61,6 +61,11 @@ class RoundTrip:
         self.patience = min(self.patience * 2, MAX_PATIENCE)
         self._update()
 
+    def unsure(self) -> None:
+        """A packet sent twice has its answer: where nothing was ever measured, keep what the back-off has learnt."""
+        if not self.measured:
+            self.wait = min(self.wait * 2, MAX_WAIT)
+
     def _update(self) -> None:
         if self.measured:
             # Half a round trip more than RFC 6298, for paths so steady that the variation vanishes.

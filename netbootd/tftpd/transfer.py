@@ -34,6 +34,7 @@ MAX_PLAIN_BLOCKS = 65535
 
 _WORD = struct.Struct("!I")
 _ACK = int(Opcode.ACK) << 16
+_SPREAD = 0.01  # seconds by which two answers may differ in their round trips
 _PROBE_CODES = (0, 8)  # a Pi ends a probe with code 0, PC firmware with 8
 
 
@@ -65,7 +66,8 @@ class Transfer:
     __slots__ = (
         "_awaited",
         "_doubtful",
-        "_hinted",
+        "_doubtful_took",
+        "_doubtful_until",
         "_intact",
         "_oack",
         "_payload",
@@ -117,8 +119,8 @@ class Transfer:
         """Datagrams that were sent again."""
         self.sent_at = self.silent_since = self.deadline = 0.0
         self.postponed = False
-        self._hinted = False
         self._doubtful = -2
+        self._doubtful_took = self._doubtful_until = 0.0
         self.ended: Ending | None = None
         self.message = ""
         """What the other side or we said at the end, for people."""
@@ -227,18 +229,21 @@ class Transfer:
             self.resent += self.last - block
             self.acked = block
             return self._send(block + 1, now)
-        if self.windowsize > 1:
-            # The client has nothing of this window, or the network doubled its last ACK. A loss shows within a round
-            # trip or two, a doubled ACK is overtaken by the true one: shorten the wait, once.
-            if not self._hinted:
-                self._hinted = True
-                self.deadline = min(self.deadline, now + max(2 * self.round_trip.smoothed, 0.01))
-        elif block == self._doubtful:
-            # Both sendings of the block before were acknowledged: the second was not needed after all.
+        if block == self._doubtful and now <= self._doubtful_until:
+            # Both sendings of the block before were acknowledged: the second was not needed after all, and the first
+            # answer was that to the first sending, so its time is a sample (the idea of Eifel, RFC 3522).
             self._doubtful = -2
             self.round_trip.spurious()
             self.round_trip.spurious()
+            if self._doubtful_took:
+                self.round_trip.sample(self._doubtful_took)
+            if not self.retries and not self.timeout:
+                self.deadline = max(self.deadline, self.sent_at + self.round_trip.wait)
         return None
+
+    def release(self) -> None:
+        """Let go of the file, once the transfer is over."""
+        self._payload = b""
 
     def _send(self, first: int, now: float) -> Datagrams | None:
         """The window that begins with block `first`."""
@@ -265,13 +270,17 @@ class Transfer:
         self.sent_at = self.silent_since = now
         self.deadline = now + (self.timeout or self.round_trip.wait)
         self.retries = 0
-        self.postponed = self._hinted = False
+        self.postponed = False
 
     def _settle(self, now: float) -> None:
-        """The client answered after a retransmission: was it needed?"""
-        trip = self.round_trip
-        if trip.measured and now - self.sent_at < trip.smoothed / 2:
-            trip.spurious()  # too soon to be the answer to the second sending
-        else:
-            trip.lost()
-            self._doubtful = self.last
+        """The client answered after a retransmission. It was needed, unless the client answers the other sending, too.
+
+        How soon the answer came says nothing: round trips of a busy client differ by more than a factor of two. Two
+        answers are as far apart as the two sendings were; what comes later is a client that repeats itself because it
+        misses the next block.
+        """
+        self.round_trip.lost()
+        self.round_trip.unsure()
+        self._doubtful = self.last
+        self._doubtful_until = now + 1.25 * (self.sent_at - self.silent_since) + _SPREAD
+        self._doubtful_took = now - self.silent_since if self.retries == 1 else 0.0

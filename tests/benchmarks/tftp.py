@@ -8,7 +8,8 @@ other port than 69), and what of the peers isn't installed it unpacks from Debia
 round two, so that a drift of the machine meets all alike; the figures are medians.
 
 Between two CPUs a lock-step transfer measures how long it takes to wake the other CPU, so that client and server share
-one for it; in the other works both CPUs are everybody's. CPU time is that of a control group. netbootd is ``netbootd serve`` with its events written to its database.
+one for it; in the other works both CPUs are everybody's. CPU time is that of a control group. netbootd is ``netbootd
+serve`` with its events written to its database.
 """
 
 from __future__ import annotations
@@ -225,9 +226,10 @@ def sustained(server: Server, root: Path, seconds: float) -> str:
         found = json.loads(asking.communicate()[0])
     small = found["latency_small"]
     return (
-        f"{server.name}, 2,000 misses a second for {seconds:.0f} s while {PIS} Pis boot ({boots} boots, {failed} failed "
-        f"transfers): {found['not_found']:,} answered, {found['rrq_retransmits']} asked again, {found['failed']} "
-        f"failed; p50 {small['p50_ms']:.1f} ms, p99 {small['p99_ms']:.1f} ms."
+        f"{server.name}, 2,000 misses a second for {seconds:.0f} s while {PIS} Pis boot ({boots} boots, {failed} of "
+        f"their transfers failed): {found['not_found']:,} answered, "
+        f"{found['rrq_retransmits']} asked again, {found['failed']} failed; "
+        f"p50 {small['p50_ms']:.1f} ms, p99 {small['p99_ms']:.1f} ms."
     )
 
 

@@ -29,14 +29,22 @@ RRQ, DATA, ACK, ERROR = 1, 3, 4, 5
 class Server:
     """One running ``netbootd serve`` on loopback, as a plain process without a configuration."""
 
-    def __init__(self, folder: Path, *options: str, wrap: tuple[str, ...] = (), pass_fds: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        bind: tuple[str, ...] = ("127.0.0.1",),
+        wrap: tuple[str, ...] = (),
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
         self.folder = folder
         self.files = folder / "files"
         self.files.mkdir(exist_ok=True)
         self.ready_file = folder / "ready.json"
         self.state = folder / "state"
         given = [
-            *("--bind", "127.0.0.1", "--boot-files", str(self.files), "--ready-file", str(self.ready_file)),
+            *(word for address in bind for word in ("--bind", address)),
+            *("--boot-files", str(self.files), "--ready-file", str(self.ready_file)),
             *options,
         ]
         self.log = folder / "log"
@@ -169,6 +177,20 @@ def test_it_works_without_configuration_and_image(serve) -> None:
     seen = [(event["serial"], event["protocol"], event["path"], event["outcome"]) for event in server.events()]
     assert (SERIAL, "tftp", "config.txt", "ok") in seen
     assert (SERIAL, "http", "nocloud/meta-data", "ok") in seen
+
+
+def test_without_a_bind_every_address_of_this_host_is_served(serve) -> None:
+    server = serve(*PORTS, bind=())
+    (server.files / "config.txt").write_bytes(b"x")
+    told = server.ready()
+    assert any(where.startswith("0.0.0.0:") for where in told["tftp"])
+    (port,) = {int(where.rpartition(":")[2]) for where in told["http"] if where.startswith("0.0.0.0:")}
+    with urllib.request.urlopen(f"http://127.0.0.2:{port}/healthz", timeout=10) as answer:
+        assert answer.read() == b"ok\n"
+    (tftp,) = {int(where.rpartition(":")[2]) for where in told["tftp"] if where.startswith("0.0.0.0:")}
+    assert Transfer(("127.0.0.2", tftp), "config.txt").finish() == b"x"
+    assert server.end() == 0
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_sigterm_lets_an_open_transfer_finish_and_takes_no_new_one(serve) -> None:

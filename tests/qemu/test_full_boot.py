@@ -161,8 +161,8 @@ def story(rack: Rack) -> Story:
     renewals = outlive_the_lease(rack, {board: boots[board, ROUNDS[-1]].report.address for board in BOARDS})
     for machine in machines.values():
         machine.stop()
-    (generation,) = (rack.netbootd.state / "images" / "noble").glob("*/image.json")
-    return Story(boots, renewals, generation.parent)
+    generation = (rack.netbootd.state / "images" / "noble" / "current").resolve()
+    return Story(boots, renewals, generation)
 
 
 def log_in(rack: Rack, address: str) -> str:

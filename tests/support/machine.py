@@ -50,8 +50,9 @@ class Machine:
         arch: str,
         mac: str,
         memory: int = 768,
+        disk: Path | None = None,
     ) -> None:
-        """Switch it on, with its network card on ``tap0`` of `namespace`. `memory` in MiB."""
+        """Switch it on, with its network card on ``tap0`` of `namespace`. `memory` in MiB; `disk` is a raw image."""
         self.name = name
         self.console = lab.folder / f"{name}.console"
         self.console.unlink(missing_ok=True)
@@ -62,6 +63,8 @@ class Machine:
         argv += ["-serial", f"file:{self.console}"]
         argv += ["-netdev", "tap,ifname=tap0,script=no,downscript=no,id=n0"]
         argv += ["-device", f"virtio-net-pci,netdev=n0,mac={mac},romfile="]
+        if disk:
+            argv += ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"]
         argv += ["-kernel", payload.kernel, "-append", f"{payload.cmdline} console={console} panic=-1"]
         if payload.initramfs:
             argv += ["-initrd", payload.initramfs]

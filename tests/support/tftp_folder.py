@@ -28,7 +28,7 @@ from netbootd.tftpd.server import TftpServer, TftpSettings
 
 
 class FolderFiles:
-    """`BootFiles` over a folder; `held` adds files in memory, `opened` sources of one's own, and counts are for tests."""
+    """`BootFiles` over a folder; `held` adds files in memory, `opened` sources of one's own; counts are for tests."""
 
     def __init__(self, root: Path, held: dict[str, bytes] | None = None) -> None:
         self.root = root

@@ -28,6 +28,16 @@ class BlockClaims:
             raise damaged(f"inode {inode} has blocks in {first} to {end - 1} that belong to something else too")
         self._owned[first:end] = b"\1" * count
 
+    def reserve(self, first: int, count: int, what: str) -> None:
+        """Take `count` blocks from `first` on for the file system itself; `what` names the use.
+
+        :raises FormatError: one of them is taken, which no file system has, shared blocks or not
+        """
+        end = first + count
+        if self._owned.find(1, first, end) >= 0:
+            raise damaged(f"{what} lies in blocks {first} to {end - 1}, which belong to something else too")
+        self._owned[first:end] = b"\1" * count
+
     def share(self, block: int, users: int, inode: int) -> None:
         """Count one more user of an attribute block that says it has `users`.
 

@@ -41,8 +41,12 @@ def entries(fs: Ext4, inode: Inode, claims: BlockClaims | None, parent: int) -> 
         # Four bytes name the parent, and there is no entry for "." and ".."; the rest lies in an attribute.
         reader.dots(inode.number, int.from_bytes(inode.area[:4], "little"))
         yield from reader.names(inode.area[4 : max(4, inode.size)])
-        if inode.size > len(inode.area):
-            yield from reader.names(inode.inline_rest()[: inode.size - len(inode.area)])
+        rest = inode.size - len(inode.area)
+        if rest > 0:
+            area = inode.inline_rest()
+            if len(area) < rest:
+                raise damaged(f"the directory in inode {inode.number} has {inode.size} bytes in itself, but no room")
+            yield from reader.names(area[:rest])
         return
     block_size = fs.superblock.block_size
     if not inode.size or inode.size % block_size:
@@ -78,7 +82,9 @@ class _Names:
     def dots(self, itself: int, parent: int) -> None:
         """Check where ``.`` and ``..`` lead: a directory with two parents, or above itself, contradicts one of them."""
         if itself != self._number or (self._parent and parent != self._parent):
-            raise damaged(f"the directory in inode {self._number} is linked from {self._parent}, but its .. is {parent}")
+            raise damaged(
+                f"the directory in inode {self._number} is linked from {self._parent}, but its .. is {parent}"
+            )
 
     def leading_dots(self, block: bytes) -> bytes:
         """Check the first two entries of a directory's first block and return what follows them."""
@@ -129,24 +135,36 @@ def _record_length(raw: int) -> int:
 
 
 def _check_block(inode: Inode, block: bytes, number: int) -> None:
-    """Verify the checksum of a directory block: behind the entries, or behind the hash tree's pointers."""
+    """Verify the checksum of a directory block: behind the entries, or behind the hash tree's pointers.
+
+    A leaf that the kernel turned into the tree's root keeps the mark of a leaf at its end, with the root's checksum
+    where the leaf's was: the mark alone does not tell which it is.
+    """
     zero, length, size, kind, checksum = _TAIL.unpack_from(block, len(block) - 12)
     if zero == 0 and length == 12 and size == 0 and kind == _TAIL_TYPE:
-        right = stored(crc32c(inode.seed, block[:-12]))
-    else:
-        right, checksum = _hash_tree_checksum(inode, block, number)
+        if stored(crc32c(inode.seed, block[:-12])) == checksum:
+            return
+        if not _pointers_at(block):
+            raise damaged(f"block {number} of the directory in inode {inode.number} does not match its checksum")
+    right, checksum = _hash_tree_checksum(inode, block, number)
     if right != checksum:
         raise damaged(f"block {number} of the directory in inode {inode.number} does not match its checksum")
 
 
-def _hash_tree_checksum(inode: Inode, block: bytes, number: int) -> tuple[int, int]:
-    """What the checksum of a block of a hash tree should be, and what it is."""
+def _pointers_at(block: bytes) -> int:
+    """Where the pointers of a block of a hash tree begin; 0 for one that is none."""
     length = _record_length(_HEAD.unpack_from(block)[1])
     if length == len(block):
-        at = 8  # a node: one unused entry over the whole block
-    elif length == 12 and _HEAD.unpack_from(block, 12)[1] == len(block) - 12 and block[29] == 8:
-        at = 32  # the root: ".", ".." over the rest, and the tree's 8 bytes of information
-    else:
+        return 8  # a node: one unused entry over the whole block
+    if length == 12 and _record_length(_HEAD.unpack_from(block, 12)[1]) == len(block) - 12 and block[29] == 8:
+        return 32  # the root: ".", ".." over the rest, and the tree's 8 bytes of information
+    return 0
+
+
+def _hash_tree_checksum(inode: Inode, block: bytes, number: int) -> tuple[int, int]:
+    """What the checksum of a block of a hash tree should be, and what it is."""
+    at = _pointers_at(block)
+    if not at:
         raise damaged(f"block {number} of the directory in inode {inode.number} has no checksum")
     limit, count = struct.unpack_from("<HH", block, at)
     tail = at + limit * 8

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 _MAGIC = 0xF30A
 _MAX_DEPTH = 5
-_MAX_PIECES = 500_000  # runs, and blocks of the tree: each takes 300 bytes of memory, and a 2 GiB file of single blocks has 262,144
+_MAX_PIECES = (
+    500_000  # runs, and blocks of the tree, 300 bytes of memory each; a 2 GiB file of single blocks has 262,144
+)
 _UNWRITTEN = 32768
 _HEADER = struct.Struct("<HHHH4x")
 _LEAF = struct.Struct("<IHHI")
@@ -36,10 +38,10 @@ class Extent(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """`count` blocks of a file from block `logical` on; `physical` is the first one's place, 0 for unwritten ones."""
+    """`length` blocks of a file from block `logical` on; `physical` is the first one's place, 0 for unwritten ones."""
 
     logical: int
-    count: int
+    length: int
     physical: int
 
 
@@ -59,7 +61,7 @@ def extents(fs: Ext4, inode: Inode, claims: BlockClaims | None = None) -> list[E
             claims.claim(node, 1, inode.number)
         for run in runs:
             if run.physical:
-                claims.claim(run.physical, run.count, inode.number)
+                claims.claim(run.physical, run.length, inode.number)
     return _clip(fs, inode.size, runs)
 
 
@@ -67,7 +69,7 @@ def _check_overlaps(inode: Inode, runs: list[_Run], nodes: set[int]) -> None:
     """No block may be in a file twice, nor be a part of its tree as well."""
     if len(runs) + len(nodes) < 2:
         return
-    places = [(run.physical, run.count) for run in runs if run.physical]
+    places = [(run.physical, run.length) for run in runs if run.physical]
     places += [(node, 1) for node in nodes]
     places.sort()
     end = 0
@@ -126,7 +128,7 @@ def _extent_node(fs: Ext4, inode: Inode, node: bytes, depth: int, nodes: set[int
     total = fs.superblock.blocks_count
     first_block = fs.superblock.first_data_block
     if depth == 0:
-        after = runs[-1].logical + runs[-1].count if runs else 0
+        after = runs[-1].logical + runs[-1].length if runs else 0
         for index in range(entries):
             logical, count, high, low = _LEAF.unpack_from(node, 12 + index * 12)
             physical = low | high << 32

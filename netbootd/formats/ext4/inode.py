@@ -158,7 +158,7 @@ class Inode:
         """The time of a signed 32-bit second and, where the inode has it, its word with 2 more bits and nanoseconds."""
         if extra_at + 4 > 128 + self.extra_size:
             return seconds * 1_000_000_000
-        (extra,) = struct.unpack_from("<I", self._raw, extra_at)
+        extra = int.from_bytes(self._raw[extra_at : extra_at + 4], "little")
         return (seconds + ((extra & 3) << 32)) * 1_000_000_000 + (extra >> 2)
 
     def _time(self, name: str) -> int:
@@ -195,23 +195,21 @@ class Inode:
     def inline(self) -> bytes | None:
         """The content, if it lies in the inode itself (inline_data); None if it lies in blocks.
 
-        :raises FormatError: the inode has not as much room as its size says
+        It may be shorter than the size: the rest is a hole, as Linux reads it (mke2fs writes large holes so).
         """
         if not self.flags & FLAG_INLINE_DATA:
             return None
-        if self.size <= len(self.area):
-            return self.area[: self.size]
-        return self.area + self.inline_rest()[: self.size - len(self.area)]
+        area: bytes = self.area
+        if self.size <= len(area):
+            return area[: self.size]
+        return area + self.inline_rest()[: self.size - len(area)]
 
     def inline_rest(self) -> bytes:
         """What lies in the inode's attribute system.data: inline content behind the first 60 bytes.
 
-        :raises FormatError: it is missing or shorter than the inode's size says
+        :raises FormatError: the attributes are damaged
         """
-        rest = xattr.inline_rest(self._raw, self.extra_size, self.number)
-        if len(rest) < self.size - len(self.area):
-            raise damaged(f"inode {self.number} has {self.size} bytes in itself, but room for {60 + len(rest)}")
-        return rest
+        return xattr.inline_rest(self._raw, self.extra_size, self.number)
 
     def extents(self, claims: BlockClaims | None = None) -> list[extents.Extent]:
         """Where the content lies, in order and without gaps, clipped to the size; empty for inline content.
@@ -243,9 +241,10 @@ class Inode:
             return {}
         return xattr.xattrs(self._fs, self, self._raw, claims)
 
-    def target(self) -> bytes:
+    def target(self, claims: BlockClaims | None = None) -> bytes:
         """Where a symbolic link points.
 
+        :param claims: see `extents`
         :raises FormatError: not a link, or one that Linux could not follow: empty, longer than a block, with a NUL
         """
         if self.kind is not Kind.LINK:
@@ -253,7 +252,7 @@ class Inode:
         if not 0 < self.size < min(self._fs.superblock.block_size, 4096):
             raise damaged(f"the symbolic link in inode {self.number} has {self.size} bytes")
         self._refuse_encrypted()
-        text = self.area[: self.size] if self._is_fast_link() else self.read()
+        text = self.area[: self.size] if self._is_fast_link() else self.read(claims=claims)
         if b"\0" in text:
             raise damaged(f"the symbolic link in inode {self.number} has a NUL in it")
         return text
@@ -267,9 +266,10 @@ class Inode:
             return True
         return self.blocks512 <= (sb.block_size // 512 if self.file_acl else 0)
 
-    def read(self, offset: int = 0, length: int | None = None) -> bytes:
+    def read(self, offset: int = 0, length: int | None = None, claims: BlockClaims | None = None) -> bytes:
         """The content from `offset` on, at most `length` bytes, holes as zeros; no more than READ_LIMIT bytes.
 
+        :param claims: see `extents`
         :raises FormatError: it is damaged, or more than READ_LIMIT
         """
         end = self.size if length is None else min(self.size, offset + length)
@@ -282,17 +282,19 @@ class Inode:
             )
         content = self.inline
         if content is not None:
-            return content[offset:end]
+            return content[offset:end].ljust(end - offset, b"\0")
         parts = []
-        for at, size, disk in self.extents():
+        for at, size, disk in self.extents(claims):
             first, last = max(at, offset), min(at + size, end)
             if first < last:
                 if disk is None:
                     parts.append(bytes(last - first))
                 else:
-                    parts.append(self._fs.window.read(disk + first - at, last - first))
+                    parts.append(self._fs.read(disk + first - at, last - first))
         return b"".join(parts)
 
     def _refuse_encrypted(self) -> None:
         if self.flags & FLAG_ENCRYPT:
-            raise unsupported(f"inode {self.number} is encrypted (fscrypt)", "Images with encrypted files can't be used.")
+            raise unsupported(
+                f"inode {self.number} is encrypted (fscrypt)", "Images with encrypted files can't be used."
+            )

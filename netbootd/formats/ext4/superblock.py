@@ -63,7 +63,9 @@ MAX_INODES = 1 << 28
 _STRUCT = Struct(
     "inodes_count" / Int32ul,
     "blocks_count" / Int32ul,
-    Padding(12),
+    Padding(4),
+    "free_blocks" / Int32ul,
+    Padding(4),
     "first_data_block" / Int32ul,
     "log_block_size" / Int32ul,
     Padding(4),
@@ -91,7 +93,9 @@ _STRUCT = Struct(
     "first_meta_bg" / Int32ul,
     Padding(72),
     "blocks_count_hi" / Int32ul,
-    Padding(33),
+    Padding(4),
+    "free_blocks_hi" / Int32ul,
+    Padding(25),
     "checksum_type" / Int8ul,
     Padding(214),
     "backup_bgs" / Int32ul[2],
@@ -106,11 +110,13 @@ _STRUCT = Struct(
 class Superblock:
     """The checked values of a superblock; sizes in bytes, `seed` the library value that metadata checksums begin with.
 
+    `used_blocks` is what the image says, and no more than that.
     `label` may hold bytes that are not UTF-8 (surrogate escapes); `uuid` is in its usual lower-case form.
     """
 
     block_size: int
     blocks_count: int
+    used_blocks: int
     first_data_block: int
     blocks_per_group: int
     inodes_count: int
@@ -183,6 +189,7 @@ def parse_superblock(data: bytes, partition_size: int) -> Superblock:
     return Superblock(
         block_size=block_size,
         blocks_count=blocks,
+        used_blocks=max(0, blocks - (raw.free_blocks | (raw.free_blocks_hi << 32 if wide else 0))),
         first_data_block=raw.first_data_block,
         blocks_per_group=raw.blocks_per_group,
         inodes_count=raw.inodes_count,

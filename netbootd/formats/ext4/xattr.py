@@ -99,7 +99,9 @@ def _collect(fs: Ext4, inode: Inode, area: bytes, start: int, minimum: int, out:
             raise damaged(f"inode {inode.number} has the attribute {name!r} twice")
         if size > _MAX_VALUE:
             raise damaged(f"inode {inode.number} has an attribute {name!r} of {size} bytes; Linux takes {_MAX_VALUE}")
-        value: bytes | None = _large_value(fs, inode, value_inode, size) if value_inode else area[offset : offset + size]
+        value: bytes | None = (
+            _large_value(fs, inode, value_inode, size) if value_inode else area[offset : offset + size]
+        )
         if index in (2, 3):
             value = acl.from_disk(value or b"", inode.number)
         if value is None:
@@ -107,7 +109,9 @@ def _collect(fs: Ext4, inode: Inode, area: bytes, start: int, minimum: int, out:
         if _settable(name, inode):
             out[name] = value
         else:
-            logger.warning("The attribute %s of a %s (inode %d) is left out: Linux has none there", name, inode.kind, inode.number)
+            logger.warning(
+                "The attribute %s of a %s (inode %d) is left out: Linux has none there", name, inode.kind, inode.number
+            )
 
 
 def _settable(name: str, inode: Inode) -> bool:
