@@ -63,6 +63,11 @@ class BootDirectory:
         self._token_of = token_of
         self._images: dict[tuple[str, str], _Image] = {}
 
+    def reconfigure(self, defaults: tuple[Path, ...], token_of: Callable[[Node], str] | None) -> None:
+        """Lay these folders over every image from now on; files that are open stay so."""
+        self._defaults = tuple(Folder(path, "defaults") for path in reversed(defaults))
+        self._token_of = token_of
+
     def identify(self, evidence: Evidence) -> Node:
         """See `netbootd.boot.contract.BootFiles`."""
         return self._identities.identify(evidence)
