@@ -73,12 +73,13 @@ class QemuMultipass(Multipass):
             "ssh_genkeytypes": ["ed25519"],  # the test's own, for speed
             "system_info": {"default_user": {"name": "ubuntu"}},
         }
-        card = {"match": {"macaddress": NAT_MAC}, "dhcp4": True, "dhcp-identifier": "mac", "set-name": "default"}
+        # src/utils/yaml_node_utils.cpp, make_cloud_init_network_config
+        card = {"match": {"macaddress": NAT_MAC}, "dhcp4": True, "dhcp-identifier": "mac", "set-name": "eth0"}
         documents = {
             "user-data": b"#cloud-config\n" + yaml.safe_dump(user_data).encode(),
             "vendor-data": b"#cloud-config\n" + yaml.safe_dump(vendor_data).encode(),
             "meta-data": yaml.safe_dump({"instance-id": launch.name, "local-hostname": launch.name}).encode(),
-            "network-config": yaml.safe_dump({"version": 2, "ethernets": {"default": card}}).encode(),
+            "network-config": yaml.safe_dump({"version": 2, "ethernets": {"eth0": card}}).encode(),
         }
         (self._folder / "seed.iso").write_bytes(cidata_iso(documents))
         run(["cp", "--sparse=always", "--reflink=auto", self._image.disk, self._folder / "disk.img"])
@@ -126,7 +127,7 @@ class QemuMultipass(Multipass):
             f"[{time.monotonic() - began:.1f} s, status {done.returncode}] {shlex.join(command)[:150]}\n{done.stderr}"
         )
         if done.returncode == 255:
-            raise HostError(f"exec failed: {done.stderr}")
+            raise HostError(f"exec failed: {done.stderr}", details=[self.story()])
         return Done(done.returncode, done.stdout, done.stderr)
 
     # ---------------------------------------------------------------- SSH

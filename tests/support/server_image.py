@@ -20,7 +20,16 @@ from tests.support.processes import REPOSITORY, run
 _MIRROR = "http://deb.debian.org/debian"
 _PACKAGES = (
     *("systemd-sysv", "udev", "dbus", "kmod", "iproute2", "python3", "python3-venv", "gpgv", "sudo", "openssh-server"),
-    *("cloud-init", "netplan.io", "systemd-resolved", "initramfs-tools", "zstd", "ca-certificates", "procps"),
+    *(
+        "cloud-init",
+        "netplan.io",
+        "systemd-resolved",
+        "e2fsprogs",
+        "initramfs-tools",
+        "zstd",
+        "ca-certificates",
+        "procps",
+    ),
     "linux-image-cloud-amd64",
 )
 _MODULES = "virtio_pci\nvirtio_blk\nvirtio_net\next4\ncrc32c\niso9660\nisofs\n"
