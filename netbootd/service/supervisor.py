@@ -32,6 +32,8 @@ from netbootd.host.links import AllowedPeers, Neighbours, address_to_advertise, 
 from netbootd.host.sockets import allow_many_descriptors
 from netbootd.httpd.bootfiles import BootFileRoutes
 from netbootd.httpd.cards import CardRoutes
+from netbootd.httpd.imager import ImagerRoutes
+from netbootd.httpd.ipxe import IpxeRoutes
 from netbootd.httpd.metrics import MetricsRoute
 from netbootd.httpd.progress import ProgressRoutes
 from netbootd.httpd.seed import SeedRoutes
@@ -191,6 +193,8 @@ class Service:
             ProgressRoutes(self._files, self._recorder.record),
             MetricsRoute(self._metrics.render),
             CardRoutes(self._generations),
+            ImagerRoutes(self._generations),
+            IpxeRoutes(self._files, self._recorder.record),
         )
         tftp_port = config.tftp.port if options.tftp_port is None else options.tftp_port
         self._tftp = TftpServer(

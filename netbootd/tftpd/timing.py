@@ -13,7 +13,7 @@ INITIAL = 0.5
 
 PATIENCE, MIN_PATIENCE, MAX_PATIENCE = 0.2, 0.05, 0.8
 MAX_WAIT = 4.0
-"""Longest wait of the back-off, seconds."""
+"""Longest wait for the answer to a first sending, seconds."""
 
 
 class RoundTrip:
@@ -45,6 +45,11 @@ class RoundTrip:
         seconds = max(seconds, 1e-6)
         if self.smoothed == 0.0:
             self.smoothed, self.variation = seconds, seconds / 2
+        elif 2 * seconds < self.smoothed:
+            # Much quicker than thought: what made it seem slow was an ACK that got lost and that the client repeated
+            # in its own time. Forget that at once, or each loss from now on costs as much as that one did.
+            self.smoothed = (self.smoothed + seconds) / 2
+            self.variation /= 2
         else:
             error = seconds - self.smoothed
             self.smoothed += error / 8

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from netbootd.tftpd.options import Agreement
 from netbootd.tftpd.packets import ErrorCode, Opcode, decode_error, encode_error, encode_oack, header
-from netbootd.tftpd.timing import MAX_WAIT, RoundTrip
+from netbootd.tftpd.timing import RoundTrip
 
 Buffer = bytes | bytearray | memoryview
 Datagrams = list[Buffer]
@@ -26,8 +26,14 @@ SILENT_RETRIES, SILENT_SECONDS = 3, 10.0
 """Retransmissions, and seconds after the second sending, for a client that never answered: a forged request must not
 make us send more than a few small packets."""
 
-OPEN_RETRIES, OPEN_SECONDS = 6, 30.0
-"""The same for a client that has answered before; 30 s is what a Pi gives a whole file."""
+OPEN_RETRIES, OPEN_PATIENCE, OPEN_SECONDS = 6, 15.0, 30.0
+"""For a client that has answered before: at least so many retransmissions and so many seconds, since on a quick way the
+first ones are over before a client such as atftp, which answers only one repeated block, repeats itself after 5 s; at
+most what a Pi gives a whole file.
+"""
+
+MAX_BACK_OFF = 8.0
+"""Longest wait between two retransmissions, in seconds: atftp's 5 s count from the last packet that it got."""
 
 MAX_PLAIN_BLOCKS = 65535
 """What firmware can count that doesn't roll its block number over (a Pi's before 2025-09-23)."""
@@ -155,8 +161,8 @@ class Transfer:
         if self.retries:
             self._settle(now)
         else:
-            elapsed = now - self.sent_at
-            if not acked & 7 or elapsed > 2 * self.round_trip.smoothed:
+            elapsed, smoothed = now - self.sent_at, self.round_trip.smoothed
+            if not acked & 7 or elapsed > 2 * smoothed or 2 * elapsed < smoothed:
                 self.round_trip.sample(elapsed)
         if acked == self.blocks:
             self.ended = Ending.SENT
@@ -170,7 +176,8 @@ class Transfer:
         answered = self.answered
         silent = now - self.silent_since
         if (
-            self.retries >= (OPEN_RETRIES if answered else SILENT_RETRIES)
+            (self.retries >= OPEN_RETRIES and silent >= OPEN_PATIENCE)
+            or (self.retries >= SILENT_RETRIES and not answered)
             or (self.retries >= 1 and not answered and silent >= SILENT_SECONDS)
             or (self.retries >= 2 and silent >= OPEN_SECONDS)
         ):
@@ -185,7 +192,7 @@ class Transfer:
             out = self._send(self.acked + 1, now)
         self.retries, self.silent_since = retries, since
         self.resent += max(self.last - self.acked, 1)
-        self.deadline = now + (self.timeout or min(self.round_trip.wait * 2**retries, MAX_WAIT))
+        self.deadline = now + (self.timeout or min(self.round_trip.wait * 2**retries, MAX_BACK_OFF))
         return out
 
     def postpone(self, now: float, seconds: float) -> bool:

@@ -1,6 +1,6 @@
 """The TFTP server against tftpd-hpa, dnsmasq, atftpd and fbtftp: a rack of Pis, one big window, files that are missing.
 
-    sudo .venv/bin/python -m tests.benchmarks.tftp [--rounds 3] [--sustained 60] [--only netbootd,dnsmasq] [--uvloop]
+    sudo .venv/bin/python -m tests.benchmarks.tftp [--rounds 3] [--sustained 60] [--only netbootd,dnsmasq]
 
 Prints Markdown tables. It moves itself into a network namespace of its own with nothing but loopback (dnsmasq knows no
 other port than 69), and what of the peers isn't installed it unpacks from Debian's packages into a temporary folder
@@ -70,7 +70,7 @@ WORKS = (
 )
 
 
-def servers(root: Path, folder: Path, *, uvloop: bool) -> list[Server]:
+def servers(root: Path, folder: Path) -> list[Server]:
     """Ours and the peers, each serving `root`; what isn't installed is unpacked below `folder`."""
     hpa, atftpd = (_program(folder, name) for name in ("in.tftpd", "atftpd"))
     libraries = [("LD_LIBRARY_PATH", str(found.parent)) for found in folder.glob("usr/lib/*/libwrap.so.0")]
@@ -80,14 +80,12 @@ def servers(root: Path, folder: Path, *, uvloop: bool) -> list[Server]:
     layers = ("--boot-files", str(root), "--boot-files", str(root / ".pi"))
     daemon = ("--daemon", "--no-fork", "--bind-address", ADDRESS, "--port", "7002", "--verbose=1")
     fbtftp = f"fbtftp {run([sys.executable, '-m', 'pip', 'show', 'fbtftp']).stdout.split()[3]}"
-    loop = {"NETBOOTD_LOOP": "uvloop"} if uvloop else None
     return [
         Server(
             "netbootd",
             (sys.executable, "-m", "netbootd", "-q", "--state", str(folder / "state"), *ours, *layers),
             7010,
             "",
-            loop,
         ),
         Server(
             "tftpd-hpa",
@@ -262,7 +260,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sustained", type=float, default=60.0, help="seconds of misses beside booting Pis; 0: none")
     parser.add_argument("--only", default="", help="names of servers, joined by commas")
-    parser.add_argument("--uvloop", action="store_true", help="run netbootd on uvloop, which has to be installed")
     options = parser.parse_args()
     if _FOLDER not in os.environ:
         with tempfile.TemporaryDirectory(prefix="netbootd-tftp-") as name:
@@ -281,7 +278,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     root.mkdir()
     folder.chmod(0o755)
     make_files(root)
-    every = servers(root, folder, uvloop=options.uvloop)
+    every = servers(root, folder)
     chosen = [server for server in every if not options.only or server.name in options.only.split(",")]
     results: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for number in range(options.rounds):
@@ -291,7 +288,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
                     print(f"round {number + 1}: {server.name}, {work.name}", file=sys.stderr)
                     results[server.name][work.name].append(measure(server, under_way, work, root))
     command = f"python -m tests.benchmarks.tftp --rounds {options.rounds}"
-    print(describe(command + " --uvloop" * options.uvloop, [s.version for s in chosen if s.version]))
+    print(describe(command, [s.version for s in chosen if s.version]))
     print(f"\n{table(results)}")
     if options.sustained and chosen[0].name == "netbootd":
         with running(chosen[0], folder):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +17,12 @@ from netbootd.errors import FormatError
 from netbootd.images.export import export_ext4
 from netbootd.images.target import check_target
 from tests.support.ext4_images import FEATURES, make, opened, read_folder, source_tree
-from tests.support.processes import run
+from tests.support.imageparts.loop import loop_mounted
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return source_tree(tmp_path_factory.mktemp("source") / "tree")
-
-
-@contextmanager
-def mounted(image: Path, where: Path, options: str) -> Iterator[Path]:
-    where.mkdir(exist_ok=True)
-    run(["mount", "-t", "ext4", "-o", f"loop,{options}", image, where])
-    try:
-        yield where
-    finally:
-        run(["umount", where])
 
 
 def exported(image: Path, folder: Path) -> Path:
@@ -94,7 +82,7 @@ def statuses(folder: Path, names: list[bytes]) -> dict[bytes, tuple[int, int, in
 def test_the_export_is_the_kernels_mount(name: str, source: Path, tmp_path: Path) -> None:
     """All but 64 KiB blocks, which no kernel with pages of 4 KiB mounts: debugfs judges those in the unit tests."""
     image = make(tmp_path / "image", source, *FEATURES[name])
-    with mounted(image, tmp_path / "mnt", "ro,noload") as mount:
+    with loop_mounted(image, tmp_path / "mnt", "ro,noload") as mount:
         names = names_in(mount)
         first, truth = statuses(mount, names), rows(mount)
     tree = exported(image, tmp_path / "tree")
@@ -121,9 +109,9 @@ def test_what_only_the_journal_has_is_read(options: tuple[str, ...], how: str, s
     tree = exported(cut, tmp_path / "tree")
     assert cut.read_bytes() == before
     shutil.copy(cut, image)
-    with mounted(image, tmp_path / "mnt", "rw"):
+    with loop_mounted(image, tmp_path / "mnt", "rw"):
         pass  # the kernel replays it, and ends it cleanly
-    with mounted(image, tmp_path / "mnt", "ro") as mount:
+    with loop_mounted(image, tmp_path / "mnt", "ro") as mount:
         truth = rows(mount)
     assert {b"/new/file", b"/new/escaped", b"/etc/renamed"} <= truth.keys() and b"/etc/size-1" not in truth
     same(rows(tree), truth)
@@ -132,7 +120,7 @@ def test_what_only_the_journal_has_is_read(options: tuple[str, ...], how: str, s
 def crashed(source: Path, tmp_path: Path, options: tuple[str, ...], how: str) -> tuple[Path, Path]:
     """An image, and a copy of it from the midst of its use, with a journal to replay."""
     image, cut = make(tmp_path / "image", source, *options), tmp_path / "cut"
-    with mounted(image, tmp_path / "mnt", how) as mount:
+    with loop_mounted(image, tmp_path / "mnt", how) as mount:
         (mount / "new").mkdir()
         for number in range(300):
             (mount / "new" / f"name-{number}").write_bytes(b"%d" % number * number)
@@ -155,7 +143,7 @@ def crashed(source: Path, tmp_path: Path, options: tuple[str, ...], how: str) ->
 def test_fast_commits_are_refused_by_name_or_there_is_nothing_in_them(source: Path, tmp_path: Path) -> None:
     """A file that was synced by itself is told of in a fast commit."""
     image, cut = make(tmp_path / "image", source, "-O", "fast_commit"), tmp_path / "cut"
-    with mounted(image, tmp_path / "mnt", "rw") as mount:
+    with loop_mounted(image, tmp_path / "mnt", "rw") as mount:
         (mount / "one").write_bytes(b"1")
         os.sync()
         fd = os.open(mount / "two", os.O_CREAT | os.O_WRONLY)

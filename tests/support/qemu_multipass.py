@@ -123,9 +123,8 @@ class QemuMultipass(Multipass):
     def run(self, name: str, command: Sequence[str], *, timeout: float = 240, progress: IO[str] | None = None) -> Done:
         began = time.monotonic()
         done = self._ssh(shlex.join(command), timeout)
-        print(
-            f"[{time.monotonic() - began:.1f} s, status {done.returncode}] {shlex.join(command)[:150]}\n{done.stderr}"
-        )
+        said = done.stderr + (done.stdout if done.returncode else "")
+        print(f"[{time.monotonic() - began:.1f} s, status {done.returncode}] {shlex.join(command)[:150]}\n{said}")
         if done.returncode == 255:
             raise HostError(f"exec failed: {done.stderr}", details=[self.story()])
         return Done(done.returncode, done.stdout, done.stderr)

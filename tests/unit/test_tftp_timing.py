@@ -45,6 +45,15 @@ def test_a_way_that_becomes_slower_is_followed_with_one_sample() -> None:
     assert trip.wait > 0.5
 
 
+def test_an_ack_that_the_client_repeated_late_is_soon_forgotten() -> None:
+    for trip in (RoundTrip(), measured(0.001)):
+        trip.sample(0.5)
+        assert trip.wait > 0.5
+        for _ in range(6):
+            trip.sample(0.001)
+        assert trip.wait == PATIENCE
+
+
 def test_the_wait_has_a_ceiling() -> None:
     assert measured(100.0).wait == MAX_WAIT
 

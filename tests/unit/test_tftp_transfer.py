@@ -11,8 +11,16 @@ import pytest
 
 from netbootd.tftpd.options import Agreement
 from netbootd.tftpd.packets import Opcode
-from netbootd.tftpd.timing import MAX_WAIT, PATIENCE, RoundTrip
-from netbootd.tftpd.transfer import OPEN_RETRIES, SILENT_RETRIES, Datagrams, Ending, Transfer
+from netbootd.tftpd.timing import PATIENCE, RoundTrip
+from netbootd.tftpd.transfer import (
+    MAX_BACK_OFF,
+    OPEN_PATIENCE,
+    OPEN_RETRIES,
+    SILENT_RETRIES,
+    Datagrams,
+    Ending,
+    Transfer,
+)
 
 ACK, ERROR = 4, 5
 
@@ -221,12 +229,28 @@ def test_back_off_doubles_and_stays_below_its_ceiling() -> None:
     while wire.transfer.ended is None:
         waited, sent = wire.silence()
         waits.append(waited)
-        assert sent == ([2] if len(waits) <= OPEN_RETRIES else [])
+        assert sent == ([2] if len(waits) <= OPEN_RETRIES or sum(waits) < OPEN_PATIENCE else [])
     assert waits[0] == pytest.approx(PATIENCE)
     assert waits[0] < 1.0
+    assert OPEN_PATIENCE <= sum(waits) < OPEN_PATIENCE + MAX_BACK_OFF
     for earlier, later in itertools.pairwise(waits):
-        assert later == pytest.approx(min(2 * earlier, MAX_WAIT))
+        assert later == pytest.approx(min(2 * earlier, MAX_BACK_OFF))
     assert wire.transfer.ended is Ending.SILENT
+
+
+def test_a_client_that_repeats_itself_after_five_seconds_finds_us_waiting() -> None:
+    """Also on a way so quick and bad that the wait is at its shortest; it counts from the last packet that it got."""
+    wire = Wire(512 * 100)
+    wire.begin()
+    for block in range(1, 6):
+        wire.ack(block)
+        wire.silence()
+    begun = wire.now
+    while wire.transfer.deadline - wire.now < 5.1:
+        wire.silence()
+    assert wire.transfer.ended is None
+    assert wire.now - begun > 5
+    assert wire.ack(6, after=5.05) == [7]
 
 
 def test_an_agreed_timeout_is_obeyed_to_the_letter() -> None:

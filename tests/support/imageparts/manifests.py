@@ -6,23 +6,16 @@ import os
 import stat
 import tempfile
 
+from tests.support.imageparts.loop import loop_mounted
 from tests.support.imageparts.programs import run, sha256_file
 
 
 def root_manifest(image, offset, size, out):
     """Walk the loop-mounted ext4 and write what the kernel says, one JSON object a line."""
     where = tempfile.mkdtemp(prefix="netbootd-image-")
-    run(
-        "mount",
-        "-t",
-        "ext4",
-        "-o",
-        "loop,ro,noload,nodev,nosuid,noexec,offset=%d,sizelimit=%d" % (offset, size),
-        image,
-        where,
-    )
     count = 0
-    try:
+    options = "ro,noload,nodev,nosuid,noexec,offset=%d,sizelimit=%d" % (offset, size)
+    with loop_mounted(image, where, options):
         groups = {}
         with open(out, "w") as f:
             root = os.fsencode(where)
@@ -67,9 +60,7 @@ def root_manifest(image, offset, size, out):
                 count += 1
                 if kind == "dir":
                     stack += [rel + b"/" + n if rel else n for n in sorted(os.listdir(full), reverse=True)]
-    finally:
-        run("umount", where)
-        os.rmdir(where)
+    os.rmdir(where)
     return count
 
 
