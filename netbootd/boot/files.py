@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from netbootd.boot import ipxe
 from netbootd.boot.identify import Identities
 from netbootd.boot.layers import Folder
 from netbootd.boot.render import command_line
 from netbootd.boot.sessions import Sessions
 from netbootd.errors import FormatError, NotFoundError
 from netbootd.model.event import Stage
-from netbootd.model.facts import ImageFacts
+from netbootd.model.facts import PC, ImageFacts
 from netbootd.model.identity import Evidence
 from netbootd.model.image import Generation
 from netbootd.model.network import ServerAddress
@@ -63,6 +64,11 @@ class BootDirectory:
         self._token_of = token_of
         self._images: dict[tuple[str, str], _Image] = {}
 
+    def reconfigure(self, defaults: tuple[Path, ...], token_of: Callable[[Node], str] | None) -> None:
+        """Lay these folders over every image from now on; files that are open stay so."""
+        self._defaults = tuple(Folder(path, "defaults") for path in reversed(defaults))
+        self._token_of = token_of
+
     def identify(self, evidence: Evidence) -> Node:
         """See `netbootd.boot.contract.BootFiles`."""
         return self._identities.identify(evidence)
@@ -87,8 +93,26 @@ class BootDirectory:
         if image:
             found |= {path for path in image.boot.files() if not _flashes(path)}
             if image.facts:
-                found |= {image.facts.cmdline_path, *image.facts.other_cmdlines}
+                found |= {image.facts.cmdline_path, *image.facts.other_cmdlines} - {""}
         return sorted(found)
+
+    def ipxe_script(self, node: Node | None, local: str) -> tuple[str, str]:
+        """The script with which a PC's iPXE boots, and why it boots nothing ("" where it does).
+
+        :param node: the machine that asks; None, or one without an id, where it has to name its MAC first
+        :raises ConfigError: the node's arguments can't be said to iPXE
+        """
+        server = self._server(local)
+        if node is None:
+            return ipxe.which(server), ""
+        image = self._image(node.image, self._sessions.generation(node, ipxe.SCRIPT))
+        facts = image.facts if image else None
+        if facts is None or facts.kind != PC:
+            script, fault = ipxe.explain(node, prepared=image is not None), f"{node.image} is no image for PCs"
+        else:
+            token = self._token_of(node) if self._token_of and node.id else ""
+            script, fault = ipxe.boot(facts, node, server, token), ""
+        return (script, fault) if node.id else (ipxe.which(server, script), "")
 
     # ---------------------------------------------------------------- layers
 

@@ -40,6 +40,16 @@ class Identities:
         self._strangers: OrderedDict[str, Node] = OrderedDict()
         self._at_address: OrderedDict[str, Node] = OrderedDict()
 
+    def reconfigure(self, nodes: Iterable[Node], *, stranger_image: str, refuse_strangers: bool) -> None:
+        """Know these nodes from now on, and nobody else yet: whoever was met is to be remembered anew."""
+        self._nodes = tuple(nodes)
+        self._by_serial = {node.serial: node for node in self._nodes if node.serial}
+        self._by_mac = {node.mac: node for node in self._nodes if node.mac}
+        self._stranger_image = stranger_image
+        self._refuse = refuse_strangers
+        self._strangers.clear()
+        self._at_address.clear()
+
     @property
     def configured(self) -> tuple[Node, ...]:
         """The nodes of the configuration, in its order."""

@@ -12,8 +12,9 @@ from netbootd.model.event import BootEvent, Outcome, Stage
 from netbootd.model.node import Node
 from netbootd.store.database import NodeRecord
 
-FIRST_FILES = frozenset({"bootcode.bin", "start4.elf", "start.elf", "config.txt", "autoboot.txt"})
-"""What the firmware of one board or another asks for first (Pi 3: bootcode.bin, Pi 4: start4.elf, Pi 5: config.txt)."""
+FIRST_FILES = frozenset({"bootcode.bin", "start4.elf", "start.elf", "config.txt", "autoboot.txt", "boot.ipxe"})
+"""What the firmware of one board or another asks for first (Pi 3: bootcode.bin, Pi 4: start4.elf, Pi 5: config.txt; a
+PC's iPXE: its script)."""
 
 _PAUSE = 10.0
 """Seconds of silence after which a first file begins a new boot; within one, first files follow each other at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,9 +31,22 @@ class Program:
 
         :raises ConfigError: with all its faults
         """
+        return self.read_config()
+
+    def read_config(self) -> Config:
+        """The configuration as the file says now; $NETBOOTD_INTERFACE stands in for a [server] that names no address.
+
+        :raises ConfigError: with all its faults
+        """
+        from dataclasses import replace
+
         from netbootd.config.loader import discover, load
 
-        return load(discover(self.config_option))
+        config = load(discover(self.config_option))
+        interface = os.environ.get("NETBOOTD_INTERFACE", "")
+        if not interface or config.server.interface:
+            return config
+        return replace(config, server=replace(config.server, interface=interface))
 
     @cached_property
     def layout(self) -> Layout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from netbootd.cli.common import Program, json_option, pass_program
 from netbootd.cli.output import emit_json, note, say, size_text, table
 from netbootd.errors import FormatError, NotFoundError
 from netbootd.model.image import Generation
+
+if TYPE_CHECKING:
+    from netbootd.store.archives import Archive
 
 
 @click.group()
@@ -117,21 +120,48 @@ def rollback(program: Program, name: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @pass_program
 def prune(program: Program, keep: int, force: bool, as_json: bool) -> None:
-    """Delete old generations of every image.
+    """Delete old generations of every image, and downloaded archives that none is made of any more.
 
-    The current one always stays, and so does one that a node booted from until the node is seen on another.
+    The current one always stays, and so does one that a node booted from until the node is seen on another. Of the
+    archives the newest stays too, and what is still being downloaded.
     """
+    from contextlib import ExitStack
+
     gone = []
-    for name in program.generations.names():
-        with program.generations.locked(name, f"Pruning {name}"):
+    with ExitStack() as locks:  # all at once: an archive may be what a build has just fetched
+        for name in program.generations.places():
+            locks.enter_context(program.generations.locked(name, f"Pruning {name}"))
+        for name in program.generations.names():
             gone += program.generations.prune(name, keep, () if force else _in_use(program, name))
+        archives = _prune_archives(program)
     if as_json:
-        emit_json({"pruned": [{"name": old.name, "generation": old.id} for old in gone]})
+        emit_json(
+            {
+                "pruned": [{"name": old.name, "generation": old.id} for old in gone],
+                "archives": [{"sha256": old.sha256, "path": str(old.path), "size": old.size} for old in archives],
+            }
+        )
         return
     for old in gone:
         say(f"deleted {old.name} {old.id}")
-    if not gone:
+    for archive in archives:
+        say(f"deleted {archive.path.name} ({size_text(archive.size)}), of which no image is made")
+    if not gone and not archives:
         say("Nothing to delete.")
+
+
+def _prune_archives(program: Program) -> list[Archive]:
+    """Delete the archives that no generation is made of. Where one can't be asked, all stay."""
+    from netbootd.store.archives import Archives
+
+    generations = program.generations
+    every = (generation for name in generations.names() for generation in generations.all(name))
+    try:
+        needed = {str(generations.manifest(generation)["source"]["sha256"]) for generation in every}
+    except (FormatError, LookupError, TypeError) as error:
+        note(f"netbootd: the downloads stay as they are, since an image does not say what it is made of: {error}")
+        return []
+    return Archives(program.layout).prune(needed)
 
 
 def _in_use(program: Program, name: str) -> set[str]:

@@ -26,8 +26,13 @@ COMMANDS = {
     "images": "List generations of images; activate, roll back, prune.",
     "events": "Show boot events, oldest first.",
     "config": "Check and show netbootd.toml.",
+    "doctor": "Look at this host: ports, privileges, addresses, room, clock; install the systemd units.",
+    "vm": "The Multipass virtual machine that serves the network, from any workstation.",
 }
 """Every command with its one-line help; the module of the same name in this package has the command itself."""
+
+ANYWHERE = ("vm", "config")
+"""The commands that a workstation of any kind has a use for; the others serve, which takes Linux."""
 
 INTERRUPTED = 130
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -100,6 +105,12 @@ def cli(
 
     if quiet and verbose:
         raise click.UsageError("-v and -q contradict each other.")
+    system: str = sys.platform
+    if system != "linux" and ctx.invoked_subcommand not in ANYWHERE:
+        raise HostError(
+            f"netbootd {ctx.invoked_subcommand} takes Linux, which this computer ({system}) does not run.",
+            hint="netbootd vm up makes a virtual machine that does it all.",
+        )
     setup(log_format, -1 if quiet else verbose)
     ctx.obj = Program(config, state, quiet)
 

@@ -91,5 +91,5 @@ def command(program: Program, /, **values: Any) -> None:
         data_ports=values["tftp_data_ports"],
         ready_file=values["ready_file"].absolute() if values["ready_file"] else None,
     )
-    service = Service(program.config, program.layout, options)
+    service = Service(program.config, program.layout, options, program.read_config)
     asyncio.run(service.run())

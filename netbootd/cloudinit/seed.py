@@ -7,9 +7,10 @@ needs (reporting, phone-home), the defaults' folders, the node's folders. Nothin
 from __future__ import annotations
 
 import hashlib
+import logging
 import stat
+from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as ReadOnly
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -24,6 +25,8 @@ from netbootd.errors import ConfigError
 from netbootd.formats import authorizedkeys
 from netbootd.model.network import ServerAddress
 from netbootd.model.node import Node
+
+_log = logging.getLogger(__name__)
 
 DOCUMENTS: Final = ("meta-data", "user-data", "vendor-data", "network-config")
 """The names of the documents, as NoCloud asks for them."""
@@ -139,6 +142,14 @@ class SeedBuilder:
         secrets = frozenset(name for name in DOCUMENTS if templates[name].uses_secrets)
         return Seed(documents, secrets, digest)
 
+    def learn(self, nodes: Iterable[Node]) -> None:
+        """Read the documents of these nodes now, so that a faulty edit later finds something to stay with."""
+        for node in nodes:
+            try:
+                self._templates(node)
+            except ConfigError as error:
+                _log.error("%s", " ".join((error.message, *error.details)))
+
     def explain(self, node: Node, document: str) -> tuple[Origin, ...]:
         """Where each value of a document came from, in the document's order."""
         return self._templates(node)[document].origins
@@ -153,9 +164,20 @@ class SeedBuilder:
         stamp = _stamp((*self._defaults.ssh_authorized_keys, *folders, *files))
         cached = self._cache.get(folders)
         if cached is None or cached.stamp != stamp:
-            cached = _Cached(stamp, self._make_templates(folders))
+            cached = _Cached(stamp, self._made_or_kept(folders, cached))
             self._cache[folders] = cached
         return cached.templates
+
+    def _made_or_kept(self, folders: Sequence[Path], before: _Cached | None) -> dict[str, Template]:
+        """What the files say now; where that is faulty, what they said before: a bad edit stops no boot."""
+        try:
+            return self._make_templates(folders)
+        except ConfigError as error:
+            if before is None:
+                raise
+            faults = " ".join((error.message, *error.details))
+            _log.error("Nodes get their cloud-init as it was, until this is mended: %s", faults)
+            return before.templates
 
     def _make_templates(self, folders: Sequence[Path]) -> dict[str, Template]:
         parts = _folder_parts(folders)

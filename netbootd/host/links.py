@@ -66,13 +66,30 @@ def default_route_address() -> str | None:
     return None
 
 
+def interface_name(interface: str) -> str:
+    """The name of the interface that is meant by its name or its MAC address; a MAC that is nobody's comes back itself.
+
+    The card of a virtual machine is known by the MAC that it was given: its name differs by hypervisor.
+    """
+    try:
+        mac = MacAddress.parse(interface)
+    except ValueError:
+        return interface
+    with IPRoute() as route:
+        for link in route.get_links():
+            if str(link.get_attr("IFLA_ADDRESS") or "").lower() == mac.text:
+                return str(link.get_attr("IFLA_IFNAME"))
+    return interface
+
+
 def interface_address(interface: str) -> str:
-    """The first global IPv4 address of an interface.
+    """The first global IPv4 address of an interface, which is named or meant by its MAC address.
 
     :raises HostError: there is no such interface, or it has none
     """
+    name = interface_name(interface)
     for local in local_addresses():
-        if local.interface == interface and local.network.version == 4 and local.is_global:
+        if local.interface == name and local.network.version == 4 and local.is_global:
             return local.address
     raise HostError(
         f"The interface {interface} has no IPv4 address (or isn't there).",
@@ -107,14 +124,16 @@ def address_to_advertise(explicit: str, configured: str, interface: str, binds: 
 
 
 class AllowedPeers:
-    """Who may ask: the configured networks, else whoever is on one of this host's own subnets.
+    """Who may ask: the configured networks, else whoever is on one of this host's own subnets (where an interface is
+    given: on that one's, or this host itself).
 
     Own subnets are read again when an unknown peer asks, at most every few seconds, so that an address that comes late
     counts. May be asked on a running event loop (see `Neighbours`).
     """
 
-    def __init__(self, networks: Iterable[Network] | None) -> None:
+    def __init__(self, networks: Iterable[Network] | None, interface: str = "") -> None:
         self._configured = None if networks is None else tuple(networks)
+        self._interface = interface
         self._own: tuple[Network, ...] = ()
         self._read_at = -math.inf
         self._verdicts: dict[str, bool] = {}
@@ -128,7 +147,7 @@ class AllowedPeers:
         if self._configured is None and time.monotonic() - self._read_at > _UNKNOWN_SECONDS * 10:
             self._read_at = time.monotonic()
             try:
-                self._own = self._worker.submit(_own_networks).result(timeout=1)
+                self._own = self._worker.submit(_own_networks, self._interface).result(timeout=1)
                 self._verdicts.clear()
             except (OSError, TimeoutError, NetlinkError) as error:
                 _log.warning("This host's addresses can't be read: %s", error)
@@ -145,13 +164,22 @@ class AllowedPeers:
         self._verdicts[address] = verdict
         return verdict
 
+    def reconfigure(self, networks: Iterable[Network] | None, interface: str) -> None:
+        """Decide by these from now on."""
+        self._configured = None if networks is None else tuple(networks)
+        self._interface = interface
+        self._read_at = -math.inf
+        self._verdicts.clear()
+
     def close(self) -> None:
         """End the thread."""
         self._worker.shutdown(wait=False)
 
 
-def _own_networks() -> tuple[Network, ...]:
-    return tuple({local.network for local in local_addresses()})
+def _own_networks(interface: str) -> tuple[Network, ...]:
+    name = interface_name(interface) if interface else ""
+    found = local_addresses()
+    return tuple({local.network for local in found if not name or local.interface == name or local.network.is_loopback})
 
 
 class Neighbours:

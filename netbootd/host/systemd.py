@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 
 _FIRST_FD = 3
 
@@ -20,6 +21,11 @@ def notify(state: str) -> None:
             channel.sendto(state.encode(), address)
         except OSError:
             return
+
+
+def notify_reloading() -> None:
+    """Tell the service manager that a reload begins; `notify("READY=1")` ends it (sd_notify(3), Type=notify-reload)."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def watchdog_seconds() -> float | None:

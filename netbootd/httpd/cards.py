@@ -47,28 +47,35 @@ class CardRoutes:
         return (await send(request, resource))[0]
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
-        base = f"{request.scheme}://{request.host}/images"
-        every = (self._generations.current(name) for name in self._generations.names())
-        entries = [entry for generation in every if generation for entry in self._entries(generation, base)]
-        return web.json_response({"os_list": entries})
+        return web.json_response({"os_list": card_entries(self._generations, f"{request.scheme}://{request.host}")})
 
-    def _entries(self, generation: Generation, base: str) -> list[dict[str, Any]]:
-        """The entry of a generation with a card image, or none."""
-        try:
-            manifest = self._generations.manifest(generation)
-            card = manifest["card"]
-            return [
-                {
-                    "name": generation.name,
-                    "description": f"{generation.name}, prepared by netbootd with its cloud-init",
-                    "url": f"{base}/{generation.name}/{generation.id}/{CARD}",
-                    "release_date": str(manifest["created"])[:10],
-                    "extract_size": card["raw_size"],
-                    "extract_sha256": card["raw_sha256"],
-                    "image_download_size": card["size"],
-                    "image_download_sha256": card["sha256"],
-                    "init_format": "none",
-                }
-            ]
-        except (FormatError, LookupError, TypeError):
-            return []
+
+def card_entries(generations: Generations, base: str) -> list[dict[str, Any]]:
+    """The entries of a repository for the current card images.
+
+    :param base: ``http://HOST[:PORT]`` as the asker has it
+    """
+    every = (generations.current(name) for name in generations.names())
+    return [entry for generation in every if generation for entry in _entries(generations, generation, base)]
+
+
+def _entries(generations: Generations, generation: Generation, base: str) -> list[dict[str, Any]]:
+    """The entry of a generation with a card image, or none."""
+    try:
+        manifest = generations.manifest(generation)
+        card = manifest["card"]
+        return [
+            {
+                "name": generation.name,
+                "description": f"{generation.name}, prepared by netbootd with its cloud-init",
+                "url": f"{base}/images/{generation.name}/{generation.id}/{CARD}",
+                "release_date": str(manifest["created"])[:10],
+                "extract_size": card["raw_size"],
+                "extract_sha256": card["raw_sha256"],
+                "image_download_size": card["size"],
+                "image_download_sha256": card["sha256"],
+                "init_format": "none",
+            }
+        ]
+    except (FormatError, LookupError, TypeError):
+        return []

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from netbootd import __version__
-from netbootd.errors import HostError
+from netbootd.errors import HostError, UsageError
 from netbootd.formats.bootroot import find_boot_and_root
 from netbootd.formats.ext4 import Ext4
 from netbootd.formats.fat import Fat
 from netbootd.formats.partitions import read_table
-from netbootd.images import patches
+from netbootd.images import patches, pc
 from netbootd.images.catalog import resolve
+from netbootd.images.catalog.names import arch_of
 from netbootd.images.decompress import Stopped, decompress
 from netbootd.images.download import fetch
-from netbootd.images.export import export_ext4, export_fat
+from netbootd.images.export import Counts, export_ext4, export_fat
 from netbootd.images.locations import public
 from netbootd.images.progress import Progress
 from netbootd.images.sdcard import stage_card
@@ -84,12 +85,15 @@ async def build_image(
         known = generations.find(spec.name, ident) is not None
         changed = current is None or current.id != ident
         result = BuildResult(spec.name, ident, generation.path, changed)
-        if options.dry_run or not changed:
+        if options.dry_run:
             return result
-        if known:  # built before, and another has been current since
-            generations.activate(generation)
+        if known:
+            vouch(generations, generation, release)
+            if changed:  # built before, and another has been current since
+                generations.activate(generation)
             return result
-        check_target(generations.layout.image(spec.name))
+        if not pc.is_iso(release.file_name):  # which has no root file system for us to keep
+            check_target(generations.layout.image(spec.name))
         archive = archive or await fetch(release, generations.layout.downloads, progress)
         await in_thread(lambda stop: _build(spec, release, archive, generation, generations, server, progress, stop))
         return result
@@ -116,6 +120,32 @@ def generation_id(spec: ImageSpec, release: Release, server: ServerAddress, stat
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def vouch(generations: Generations, generation: Generation, release: Release) -> None:
+    """Note in image.json that what a generation is made of has turned out to be authentic, or by whose key.
+
+    How an archive came to be trusted changes no byte of what is built of it, so it is no part of the id: built with
+    --insecure-skip-verify once, it is verified as soon as a run has verified it. What is known is never taken back.
+
+    :raises HostError: image.json can't be written
+    """
+    manifest = generations.manifest(generation)
+    known = manifest.get("source")
+    known = known if isinstance(known, dict) else {}
+    if (release.verified, bool(release.key)) > (bool(known.get("verified")), bool(known.get("key"))):
+        generations.restate(generation, {**manifest, "source": {**known, **_source(release)}})
+
+
+def _source(release: Release) -> dict[str, Any]:
+    return {
+        "title": release.title,
+        "url": public(release.url),
+        "sha256": release.sha256,
+        "verified": release.verified,
+        "key": release.key,
+        **({"extract_sha256": release.extract_sha256} if release.extract_sha256 else {}),
+    }
+
+
 def _build(
     spec: ImageSpec,
     release: Release,
@@ -128,7 +158,10 @@ def _build(
 ) -> None:
     work = generations.begin(generation)
     try:
-        manifest = _fill(spec, release, archive, generation, work, server, progress, stop)
+        if pc.is_iso(release.file_name) or pc.holds_iso(archive):
+            manifest = _fill_pc(spec, release, archive, generation, work, progress, stop)
+        else:
+            manifest = _fill(spec, release, archive, generation, work, server, progress, stop)
         progress.step("Publishing")
         generations.publish(work, generation, manifest)
     except OSError as error:
@@ -163,6 +196,7 @@ def _fill(
         extract_sha256=release.extract_sha256,
         stop=stop,
     ) as image:
+        size = image.window.size
         table = read_table(image.window)
         boot_partition, root_partition = find_boot_and_root(image.window, table)
         fat = Fat(image.window.sub(boot_partition.offset, boot_partition.size))
@@ -195,24 +229,54 @@ def _fill(
             config_append=spec.config_append,
         ),
     )
-    staged = {"card": {"file": CARD, **asdict(card)}} if card else {}
     return {
-        "name": spec.name,
-        "generation": generation.id,
-        "source": {
-            "url": public(release.url),
-            "sha256": release.sha256,
-            "verified": release.verified,
-            "key": release.key,
-        },
+        **_heading(spec, release, generation),
+        "image": {"size": size},
         "partitions": [asdict(partition) for partition in table.partitions],
         "patches": [asdict(patch) for patch in made],
         "counts": {part: count.as_dict() for part, count in counts.items()},
         "facts": facts.as_dict(),
-        **staged,
-        "tool": f"netbootd {__version__}",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **({"card": {"file": CARD, **asdict(card)}} if card else {}),
+        **_ending(),
     }
+
+
+def _fill_pc(
+    spec: ImageSpec,
+    release: Release,
+    archive: Path,
+    generation: Generation,
+    work: Path,
+    progress: Progress,
+    stop: threading.Event,
+) -> dict[str, Any]:
+    """Fill `work` with the boot/ of an installation medium; returns what image.json says."""
+    if spec.card or spec.config_append:
+        asked = "sd_image" if spec.card else "config_append"
+        raise UsageError(
+            f"Building {spec.name}: {asked} is for Raspberry Pis, and {release.file_name} installs PCs.",
+            hint=f"Take {asked} out of this [[image]].",
+        )
+    boot = work / "boot"
+    boot.mkdir()
+    facts = replace(pc.export(archive, release, boot, progress, stop), cmdline_append=spec.cmdline_append)
+    sizes = [path.stat().st_size for path in boot.iterdir()]
+    return {
+        **_heading(spec, release, generation),
+        "partitions": [],
+        "patches": [],
+        "counts": {"boot": Counts(files=len(sizes), bytes=sum(sizes)).as_dict()},
+        "facts": facts.as_dict(),
+        **_ending(),
+    }
+
+
+def _heading(spec: ImageSpec, release: Release, generation: Generation) -> dict[str, Any]:
+    return {"name": spec.name, "generation": generation.id, "arch": arch_of(spec.arch), "source": _source(release)}
+
+
+def _ending() -> dict[str, str]:
+    return {"tool": f"netbootd {__version__}", "created": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def _check_room(work: Path, fat: Fat, ext4: Ext4) -> None:

@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING
 
 from netbootd.errors import BusyError, FormatError, HostError, VerificationError
 from netbootd.images.digests import file_digest
-from netbootd.images.locations import NOT_FINISHED, is_file, path_of, public
+from netbootd.images.locations import is_file, path_of, public
 from netbootd.images.partfile import Origin, PartFile, disk_error
 from netbootd.images.patience import PATIENCE, Patience
 from netbootd.images.progress import Progress
 from netbootd.model.image import Release
+from netbootd.store.layout import NOT_FINISHED
 from netbootd.store.locks import exclusive_folder
 
 if TYPE_CHECKING:

@@ -11,13 +11,11 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from netbootd.errors import FormatError, UsageError
+from netbootd.store.layout import NOT_FINISHED
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SCHEMES = ("http", "https", "file")
 _FOREIGN = re.compile(r"[^A-Za-z0-9._+~ -]")
-NOT_FINISHED = (".part", ".part.json")
-"""How the names of a download's files end while it is under way."""
-
 _SAFE = "%/:?#[]@!$&'()*+,;=~-._"  # what may stand in an URL as it is (RFC 3986 section 2)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 

@@ -24,6 +24,7 @@ from netbootd.formats.ext4 import ROOT, Ext4, Kind
 from netbootd.formats.fatwrite import put_files
 from netbootd.formats.partitions import read_table
 from netbootd.formats.window import Window
+from netbootd.images import pc
 from netbootd.images.catalog import resolve
 from netbootd.images.compress import PIECE, pack
 from netbootd.images.decompress import Stopped, decompress
@@ -82,6 +83,11 @@ async def make_card(
             )
 
         def work(stop: threading.Event) -> CardFile:
+            if pc.holds_iso(archive):
+                raise UsageError(
+                    f"Making a card of {spec.name}: {archive.name} installs PCs, and no Raspberry Pi boots from it.",
+                    hint="Leave --target sdcard out: PCs boot it over the network.",
+                )
             with decompress(
                 archive,
                 options.output.parent,

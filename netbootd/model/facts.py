@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Final
+
+PI: Final = "pi"
+PC: Final = "pc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,9 @@ class ImageFacts:
     (`netbootd.formats.cmdline.base_of`), `overlay` the arguments that put a writable layer over the read-only root.
     `other_cmdlines` are the bases of further command lines, by path, where boards differ in the file that they read.
     `kernels` are all files that one board or another loads as its kernel.
+
+    `kind` says what boots it: ``pi``, or ``pc`` for an installation medium, which has no command line of its own and no
+    root tree; ``iso`` in `extra` is its file's name then.
     """
 
     os_id: str = ""
@@ -31,6 +37,7 @@ class ImageFacts:
     cloud_init_version: str = ""
     initramfs_generator: str = ""
     network_manager: str = ""
+    kind: str = PI
     extra: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:

@@ -33,6 +33,10 @@ class SeedGate:
         self._mac_of = mac_of
         self._token_of = token_of
 
+    def reconfigure(self, token_of: Callable[[Node], str] | None) -> None:
+        """Ask for tokens, or not, from now on."""
+        self._token_of = token_of
+
     def check(self, node: Node, evidence: Evidence, token: str, *, secret: bool) -> None:
         """See `netbootd.httpd.seed.SeedAccess`."""
         doubt = self.doubt(node, evidence, token)

@@ -1,14 +1,17 @@
-"""The exports: the root tree of every published generation, as it lies in the state folder."""
+"""The exports: the root tree of every published generation that has one, as it lies in the state folder."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Sequence
 
 from netbootd.model.export import Export
 from netbootd.model.image import Generation
 from netbootd.store.generations import Generations
+
+_SEARCH_SECONDS = 1.0
 
 
 def export_of(generation: Generation) -> Export:
@@ -23,6 +26,7 @@ class GenerationExports:
     def __init__(self, generations: Generations) -> None:
         self._generations = generations
         self._by_fsid: dict[bytes, Export] = {}
+        self._searched = -_SEARCH_SECONDS
 
     def find(self, path: bytes) -> Export | None:
         """The export that a client names by this path, None where there is none."""
@@ -30,15 +34,22 @@ class GenerationExports:
         if len(parts) < 4 or parts[-1] != "root":
             return None
         generation = self._generations.find(parts[-3], parts[-2])
-        if generation is None or str(generation.root) != "/".join(parts):
-            return None
-        return export_of(generation)
+        if generation is None or str(generation.root) != "/".join(parts) or not generation.root.is_dir():
+            return None  # a PC's image has no root tree
+        export = export_of(generation)
+        self._by_fsid[export.fsid] = export
+        return export
 
     def by_fsid(self, fsid: bytes) -> Export | None:
         """The export with that identity, None where it never was or has been pruned."""
         export = self._by_fsid.get(fsid)
         if export is None:
-            self._by_fsid = {found.fsid: found for found in self.all()}
+            # A handle of a client that mounted before a restart, of a pruned generation, or an invented one: the
+            # folders are searched, but not as often as somebody can invent handles.
+            now = time.monotonic()
+            if now - self._searched >= _SEARCH_SECONDS:
+                self._searched = now
+                self._by_fsid = {found.fsid: found for found in self.all()}
             return self._by_fsid.get(fsid)
         if self._generations.find(export.image, export.generation) is None:
             del self._by_fsid[fsid]
@@ -48,4 +59,5 @@ class GenerationExports:
     def all(self) -> Sequence[Export]:
         """Every export there is now."""
         names = self._generations.names()
-        return [export_of(generation) for name in names for generation in self._generations.all(name)]
+        every = (generation for name in names for generation in self._generations.all(name))
+        return [export_of(generation) for generation in every if generation.root.is_dir()]

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from netbootd.boot import ipxe
 from netbootd.boot.files import BootDirectory
 from netbootd.boot.identify import Identities
 from netbootd.boot.sessions import Sessions
@@ -27,6 +28,7 @@ from netbootd.store.layout import Layout
 
 _TOKEN = "TOKEN"  # noqa: S105 -- stands where each boot has another, which nobody is shown
 _TEXT_LIMIT = 8192
+_PIECE = 1 << 20
 """Rendered files up to this size are shown whole."""
 
 
@@ -85,11 +87,24 @@ class Inspector:
         return rows
 
     def explain(self, node: Node, path: str) -> dict[str, Any]:
-        """The layer and inputs of one file, or of ``nocloud/<document>``.
+        """The layer and inputs of one file, of ``nocloud/<document>``, or of ``ipxe/boot.ipxe``.
 
         :raises NotFoundError: the node has no such file
         """
         folder, _, document = path.strip("/").partition("/")
+        if (folder, document) == ("ipxe", ipxe.SCRIPT):
+            script, fault = self._files.ipxe_script(node, "")
+            generation = self._files.generation_of(node)
+            origin = fault or f"for {node.name} from image {node.image}, generation {generation}"
+            return {
+                "node": node.name,
+                "path": f"ipxe/{ipxe.SCRIPT}",
+                "layer": "rendered",
+                "from": origin,
+                "size": len(script),
+                "sha256": hashlib.sha256(script.encode()).hexdigest(),
+                "content": script,
+            }
         if folder == "nocloud":
             if document not in DOCUMENTS:
                 raise NotFoundError(
@@ -110,8 +125,10 @@ class Inspector:
                 hint = f"Its image {node.image} is not prepared: netbootd prepare builds it."
             raise NotFoundError(error.message, hint=hint) from None
         source = resource.open()
+        digest = hashlib.sha256()
         try:
-            data = source.read(source.size())
+            while piece := source.read(_PIECE):  # a PC's image has gigabytes
+                digest.update(piece)
         finally:
             source.close()
         answer: dict[str, Any] = {
@@ -120,10 +137,10 @@ class Inspector:
             "layer": resource.origin,
             "from": resource.detail,
             "size": resource.size,
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "sha256": digest.hexdigest(),
         }
-        if isinstance(source, MemorySource) and len(data) <= _TEXT_LIMIT:
-            answer["content"] = data.decode(errors="replace")
+        if isinstance(source, MemorySource) and len(source.data) <= _TEXT_LIMIT:
+            answer["content"] = source.data.decode(errors="replace")
         return answer
 
     def _explain_document(self, node: Node, document: str) -> dict[str, Any]:

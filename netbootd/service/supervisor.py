@@ -1,6 +1,8 @@
 """The running service: every socket is opened first, then all servers run until told to stop.
 
-The first failure while opening closes what was opened and ends the start. SIGTERM and SIGINT drain: open transfers get
+The first failure while opening closes what was opened and ends the start. Where systemd hands sockets in, exactly the
+protocols whose sockets it could open are served. SIGHUP takes in a changed configuration, or keeps the old one where
+the new one is faulty; transfers go on. SIGTERM and SIGINT drain: open transfers get
 their time, new ones are refused; a second signal ends at once.
 """
 
@@ -11,7 +13,8 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +26,14 @@ from netbootd.boot.sessions import Sessions
 from netbootd.cloudinit.seed import Seed, SeedBuilder
 from netbootd.config.loader import warnings
 from netbootd.config.schema import Config
-from netbootd.errors import HostError
+from netbootd.errors import ConfigError, HostError
 from netbootd.host import systemd
 from netbootd.host.links import AllowedPeers, Neighbours, address_to_advertise, local_addresses
 from netbootd.host.sockets import allow_many_descriptors
 from netbootd.httpd.bootfiles import BootFileRoutes
 from netbootd.httpd.cards import CardRoutes
+from netbootd.httpd.imager import ImagerRoutes
+from netbootd.httpd.ipxe import IpxeRoutes
 from netbootd.httpd.metrics import MetricsRoute
 from netbootd.httpd.progress import ProgressRoutes
 from netbootd.httpd.seed import SeedRoutes
@@ -44,7 +49,8 @@ from netbootd.service.defaults import default_image
 from netbootd.service.events import Recorder
 from netbootd.service.exports import GenerationExports
 from netbootd.service.metrics import Metrics, Sources
-from netbootd.store.database import Database
+from netbootd.service.reload import needs_restart, reread
+from netbootd.store.database import Database, NodeRecord
 from netbootd.store.generations import Generations
 from netbootd.store.hostkeys import HostKeys
 from netbootd.store.layout import Layout
@@ -72,15 +78,19 @@ class ServeOptions:
 
 
 class Service:
-    """All servers of one netbootd, on one event loop."""
+    """All servers of one netbootd, on one event loop.
 
-    def __init__(self, config: Config, layout: Layout, options: ServeOptions) -> None:
+    :param read: gives the configuration as its file says now, for a reload
+    """
+
+    def __init__(self, config: Config, layout: Layout, options: ServeOptions, read: Callable[[], Config]) -> None:
         self._config = config
+        self._read = read
         self._options = options
         self._generations = Generations(layout)
         self._database = Database(layout.database)
         self._neighbours = Neighbours()
-        self._allowed = AllowedPeers(config.server.allow)
+        self._allowed = AllowedPeers(config.server.allow, config.server.interface)
         records = self._database.nodes()
         image = default_image(config, self._generations)
         self._identities = Identities(
@@ -89,10 +99,7 @@ class Service:
             refuse_strangers=config.defaults.unknown_nodes == "refuse",
             mac_of=self._neighbours.mac_of,
         )
-        for record in sorted(records, key=lambda record: record.last_seen):
-            serial = Serial.parse(record.serial) if record.serial else None
-            mac = MacAddress.parse(record.mac) if record.mac else None
-            self._identities.remember(serial, mac, record.address)
+        self._remember(records)
         self._sessions = Sessions(
             lambda name: found.id if (found := self._generations.current(name)) else "",
             lambda name, ident: self._generations.find(name, ident) is not None,
@@ -106,7 +113,7 @@ class Service:
             self._server_address,
             self._token_of(),
         )
-        self._seeds = SeedBuilder(config)
+        self._seeds = self._seed_builder(config)
         self._gate = SeedGate(self._identities, self._neighbours.mac_of, self._token_of())
         self._host_keys = HostKeys(layout.host_keys)
         self._recorder = Recorder(self._sessions, self._database)
@@ -118,6 +125,7 @@ class Service:
         self._nfs: EmbeddedServer | None = None
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
+        self._reload_wanted = asyncio.Event()
 
     # ---------------------------------------------------------------- starting
 
@@ -129,22 +137,27 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
         allow_many_descriptors()
         await self._open()
         background = asyncio.create_task(self._recorder.run())
         watchdog = asyncio.create_task(_feed_watchdog())
+        reloading: asyncio.Task[None] | None = None
         try:
             if self._options.ready_file:
                 write_ready_file(self._options.ready_file, self.ready())
             systemd.notify("READY=1")
             self._announce()
+            reloading = asyncio.create_task(self._reload_when_asked())
             await self._stop.wait()
+            reloading.cancel()
             systemd.notify("STOPPING=1")
             await self._drain()
         finally:
             background.cancel()
             watchdog.cancel()
-            await asyncio.gather(background, watchdog, return_exceptions=True)
+            tasks = [task for task in (background, watchdog, reloading) if task]
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._recorder.flush()
             self._database.close()
             self._neighbours.close()
@@ -162,10 +175,11 @@ class Service:
         # netlink in a thread: pyroute2's sockets want an event loop of their own
         binds = options.binds or await asyncio.to_thread(default_binds)
         inherited = systemd.inherited_sockets()
+        http_binds = self._binds_of("http", binds, inherited)
         http_port = config.http.port if options.http_port is None else options.http_port
         self._http = HttpServer(
             HttpSettings(
-                binds=tuple((bind, http_port) for bind in binds),
+                binds=tuple((bind, http_port) for bind in http_binds),
                 allowed=self._allowed,
                 sockets=tuple(inherited.get("http", ())),
             ),
@@ -179,13 +193,15 @@ class Service:
             ProgressRoutes(self._files, self._recorder.record),
             MetricsRoute(self._metrics.render),
             CardRoutes(self._generations),
+            ImagerRoutes(self._generations),
+            IpxeRoutes(self._files, self._recorder.record),
         )
         tftp_port = config.tftp.port if options.tftp_port is None else options.tftp_port
         self._tftp = TftpServer(
             self._files,
             self._recorder.record,
             TftpSettings(
-                bind=tuple((bind, tftp_port) for bind in binds),
+                bind=tuple((bind, tftp_port) for bind in self._binds_of("tftp", binds, inherited)),
                 allow=self._allowed,
                 single_port=options.single_port or config.tftp.single_port,
                 data_ports=options.data_ports or config.tftp.data_ports,
@@ -200,7 +216,7 @@ class Service:
             started.append(self._http)
             await self._tftp.start()
             started.append(self._tftp)
-            await self._open_nfs(binds)
+            await self._open_nfs(binds, inherited)
             self._address = await asyncio.to_thread(self._advertised, binds)
             await self._http.start()
         except BaseException:
@@ -210,10 +226,26 @@ class Service:
                 await self._nfs.stop(0)
             raise
 
-    async def _open_nfs(self, binds: tuple[str, ...]) -> None:
+    @staticmethod
+    def _binds_of(name: str, binds: tuple[str, ...], inherited: dict[str, list[socket.socket]]) -> tuple[str, ...]:
+        """Where a protocol opens sockets itself: nowhere where systemd does so, which may have failed for this one."""
+        if not inherited:
+            return binds
+        if name not in inherited:
+            _log.error(
+                "%s is not served: systemd handed in no socket named %s (systemctl status netbootd-%s.socket).",
+                name.upper(),
+                name,
+                name,
+            )
+        return ()
+
+    async def _open_nfs(self, binds: tuple[str, ...], inherited: dict[str, list[socket.socket]]) -> None:
         config, options = self._config.nfs, self._options
         backend = options.nfs or config.backend
         if backend == "off":
+            for sock in (*inherited.get("nfs", ()), *inherited.get("portmap", ())):
+                sock.close()
             return
         if backend == "kernel":
             raise HostError(
@@ -222,6 +254,15 @@ class Service:
             )
         portmap_port = config.portmap_port if options.portmap_port is None else options.portmap_port
         port = config.port if options.nfs_port is None else options.nfs_port
+        if inherited and not self._binds_of("nfs", binds, inherited) and "nfs" not in inherited:
+            for sock in inherited.get("portmap", ()):
+                sock.close()
+            return
+        if inherited and portmap_port not in ("off", None) and not inherited.get("portmap"):
+            _log.error(
+                "No portmapper: systemd handed in no socket named portmap (systemctl status netbootd-portmap.socket)."
+            )
+            portmap_port = None
         self._nfs = EmbeddedServer(
             GenerationExports(self._generations),
             NfsSettings(
@@ -230,6 +271,8 @@ class Service:
                 mount_port=options.mount_port,
                 portmap_port=None if portmap_port in ("off", None) else int(portmap_port),
                 allow=self._allowed,
+                sockets=inherited.get("nfs", ()),
+                portmap_sockets=() if portmap_port in ("off", None) else inherited.get("portmap", ()),
             ),
             self._mounted,
         )
@@ -248,7 +291,7 @@ class Service:
         ports = self._nfs.ports if self._nfs else None
         return ServerAddress(
             address=address,
-            http_port=self._http.port,
+            http_port=self._http.port if self._http.addresses else self._config.http.port,
             nfs_port=ports.port if ports else 2049,
             mount_port=ports.mount_port if ports else 2049,
             portmap_port=ports.portmap_port if ports else None,
@@ -327,6 +370,57 @@ class Service:
                 seconds=seconds,
             )
         )
+
+    def _remember(self, records: Iterable[NodeRecord]) -> None:
+        """Know again the machines of earlier boots."""
+        for record in sorted(records, key=lambda record: record.last_seen):
+            serial = Serial.parse(record.serial) if record.serial else None
+            mac = MacAddress.parse(record.mac) if record.mac else None
+            self._identities.remember(serial, mac, record.address)
+
+    def _seed_builder(self, config: Config) -> SeedBuilder:
+        seeds = SeedBuilder(config)
+        seeds.learn((*self._identities.configured, Node("an unknown node", "", "unknown", serial=Serial("00000000"))))
+        return seeds
+
+    # ---------------------------------------------------------------- reloading
+
+    async def _reload_when_asked(self) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            systemd.notify_reloading()
+            try:
+                config = await asyncio.to_thread(reread, self._read)
+            except ConfigError as error:
+                _log.error("The configuration stays as it was: %s", " ".join((error.message, *error.details)))
+            except Exception:
+                _log.exception("The configuration stays as it was")
+            else:
+                self._take_in(config)
+            systemd.notify("READY=1")
+
+    def _take_in(self, config: Config) -> None:
+        """Serve by this configuration from now on, all at once; what is under way has what it began with."""
+        later = needs_restart(self._config, config)
+        if later:
+            _log.warning("Only a restart changes %s.", ", ".join(later))
+            kept = {name: getattr(self._config, name) for name in ("tftp", "nfs", "dhcp")}
+            http = replace(self._config.http, seed_tokens=config.http.seed_tokens)
+            config = replace(config, http=http, **kept)
+        self._config = config
+        image = default_image(config, self._generations)
+        self._identities.reconfigure(
+            [node.node(image) for node in config.nodes],
+            stranger_image=image,
+            refuse_strangers=config.defaults.unknown_nodes == "refuse",
+        )
+        self._remember(self._sessions.records())
+        self._files.reconfigure((*config.defaults.boot_files, *self._options.boot_files), self._token_of())
+        self._gate.reconfigure(self._token_of())
+        self._seeds = self._seed_builder(config)
+        self._allowed.reconfigure(config.server.allow, config.server.interface)
+        _log.info("Serving by the configuration of %s as it is now", config.path or "the defaults")
 
     # ---------------------------------------------------------------- counting
 

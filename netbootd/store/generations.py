@@ -38,13 +38,17 @@ class Generations:
 
     def names(self) -> list[str]:
         """Images that have at least one generation, sorted."""
+        return [name for name in self.places() if self.all(name)]
+
+    def places(self) -> list[str]:
+        """Images that have a folder, be it for a build that has published nothing yet, sorted."""
         try:
             found = sorted(
                 entry.name for entry in os.scandir(self.layout.images) if entry.is_dir(follow_symlinks=False)
             )
         except FileNotFoundError:
             return []
-        return [name for name in found if not name.startswith(".") and self.all(name)]
+        return [name for name in found if is_name(name)]
 
     def all(self, name: str) -> list[Generation]:
         """The published generations of an image, oldest first."""
@@ -145,6 +149,22 @@ class Generations:
         except OSError as error:
             raise HostError(f"Publishing {generation.path}: {error.strerror or error}.") from error
         self.activate(generation)
+
+    def restate(self, generation: Generation, manifest: dict[str, Any]) -> None:
+        """Put another image.json in the place of a published generation's, by rename; the caller holds the lock.
+
+        :raises HostError: it can't be written; the old one stays
+        """
+        path = generation.path / MANIFEST
+        beside = path.with_name(f".{MANIFEST}.part")
+        try:
+            with beside.open("w") as file:
+                file.write(json.dumps(manifest, indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except OSError as error:
+            raise HostError(f"Writing {path}: {error.strerror or error}.") from error
 
     def activate(self, generation: Generation) -> None:
         """Switch ``current`` to `generation`."""

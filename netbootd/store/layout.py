@@ -10,6 +10,9 @@ from pathlib import Path
 from netbootd.errors import UsageError
 from netbootd.model.image import Generation
 
+NOT_FINISHED = (".part", ".part.json")
+"""How the names of a download's files end while it is under way."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z")
 
 

@@ -82,7 +82,7 @@ def _make(name: str, *options: str, initramfs: bool = False) -> DiskImage:
     for source in (support / "imagemaker.py", support / "mini_client.py", *sorted(support.glob("imageparts/*.py"))):
         recipe.update(source.read_bytes())
     folder = cache() / f"image-{name}-{recipe.hexdigest()[:12]}"
-    with _lock(cache() / "images.lock"):
+    with locked(cache() / "images.lock"):
         if not folder.is_dir():
             for old in cache().glob(f"image-{name}-*"):
                 shutil.rmtree(old)
@@ -110,7 +110,8 @@ def _replace_boot_file(image: DiskImage, name: str, content: bytes) -> None:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock of the cache: one process makes a thing, the others wait for it."""
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -127,14 +127,17 @@ class Router:
 
     :param lease: as dnsmasq takes it; 2m is the shortest that it grants
     :param tftp_server: what option 66 says; "" leaves the boot information to somebody else (a proxyDHCP)
+    :param boot_file: what a boot ROM is to load, for iPXE an URL; "" names none
     """
 
-    def __init__(self, lab: Lab, *, lease: str = "1h", tftp_server: str = SERVER) -> None:
+    def __init__(self, lab: Lab, *, lease: str = "1h", tftp_server: str = SERVER, boot_file: str = "") -> None:
         self._leases = lab.folder / "router.leases"
         argv = [*_DNSMASQ, "--interface=eth0", f"--dhcp-range={FIRST_LEASE},{LAST_LEASE},{lease}"]
         argv += ["--dhcp-authoritative", "--no-ping", f"--dhcp-leasefile={self._leases}"]
         if tftp_server:
             argv.append(f"--dhcp-option=66,{tftp_server}")
+        if boot_file:
+            argv.append(f"--dhcp-boot={boot_file}")
         self.program = _start_dnsmasq(lab, lab.router, argv, "router")
 
     def leases(self) -> dict[str, str]:

@@ -209,11 +209,49 @@ async def test_the_architecture_counts(publisher, keys, ring):
     publisher.ubuntu("noble", files, lambda data: keys.sign(data, "publisher"))
     assert (await look_up("noble", publisher, ring=ring, arch="armhf")).file_name == pi("24.04.2", arch="armhf")
     assert (await look_up("noble", publisher, ring=ring, arch="aarch64")).file_name == pi("24.04.3")
-    for arch in ("amd64", "riscv64"):
-        with pytest.raises(UsageError, match=arch):
-            await look_up("noble", publisher, ring=ring, arch=arch)
+    with pytest.raises(UsageError, match="riscv64"):
+        await look_up("noble", publisher, ring=ring, arch="riscv64")
+    with pytest.raises(NotFoundError):  # another server's files are for PCs
+        await look_up("noble", publisher, ring=ring, arch="amd64")
     with pytest.raises(NotFoundError):
         await look_up("noble-desktop", publisher, ring=ring)
+
+
+def isos(publisher, keys, *names, folder="noble"):
+    """As on releases.ubuntu.com: other flavours and architectures lie beside."""
+    listed = [*names, "ubuntu-24.04.3-desktop-amd64.iso", "ubuntu-24.04.3-netboot-amd64.tar.gz"]
+    sums = "".join(f"{sha256(name.encode())} *{name}\n" for name in listed).encode()
+    publisher.files[f"/{folder}/SHA256SUMS"] = sums
+    publisher.files[f"/{folder}/SHA256SUMS.gpg"] = keys.sign(sums, "publisher")
+
+
+async def test_pcs_get_the_live_servers_iso(publisher, keys, ring):
+    older, newer = (f"ubuntu-24.04.{point}-live-server-amd64.iso" for point in (9, 10))
+    isos(publisher, keys, older, newer)
+    for name in ("noble", "24.04", "ubuntu-noble-server"):
+        found = await look_up(name, publisher, ring=ring, arch="x86_64")
+        assert (found.file_name, found.sha256) == (newer, sha256(newer.encode()))
+        assert (found.url, found.verified) == (f"{publisher.url}/noble/{newer}", True)
+    assert (await look_up("24.04.9", publisher, ring=ring, arch="amd64")).file_name == older
+    with pytest.raises(VerificationError):
+        await look_up("noble", publisher, arch="amd64")
+    for name in ("noble-desktop", "24.04.8", "raspios-trixie"):
+        with pytest.raises(NotFoundError):
+            await look_up(name, publisher, ring=ring, arch="amd64")
+    publisher.ubuntu("noble", noble("24.04.3"), lambda data: keys.sign(data, "publisher"))
+    assert (await look_up("noble", publisher, ring=ring)).file_name == pi("24.04.3")
+    offers = (await list_offers(Publishers.at(Documents(QUICK), publisher.url))).offers
+    assert {(offer.name, offer.arch, offer.url.rpartition("/")[2]) for offer in offers} == {
+        ("noble", "arm64", pi("24.04.3").replace("+", "%2B")),
+        ("noble", "amd64", newer),
+        ("24.04.9", "amd64", older),
+    }
+
+
+async def test_an_old_iso_is_not_passed_for_a_new_one(publisher, keys, ring):
+    isos(publisher, keys, "ubuntu-22.04.5-live-server-amd64.iso")
+    with pytest.raises(NotFoundError):
+        await look_up("noble", publisher, ring=ring, arch="amd64")
 
 
 async def test_the_publishers_own_packing_is_preferred(publisher, keys, ring):

@@ -93,7 +93,7 @@ def test_an_empty_state_is_no_error(call):
     assert call("nodes", "list")[0] == 0
     assert call("events")[:2] == (0, "")
     assert json.loads(call("images", "list", "--json")[1]) == {"images": []}
-    assert json.loads(call("images", "prune", "--json")[1]) == {"pruned": []}
+    assert json.loads(call("images", "prune", "--json")[1]) == {"pruned": [], "archives": []}
 
 
 def test_status_and_events_say_what_the_database_has(call, tmp_path):

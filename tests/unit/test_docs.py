@@ -169,9 +169,9 @@ def _valued(command: click.Command) -> set[str]:
 
 
 def test_a_call_that_does_not_exist_would_be_found() -> None:
-    calls = dict.fromkeys(["    sudo netbootd serve --nonsense 1", "`netbootd vm up`", "`netbootd -q images lst`"])
+    calls = dict.fromkeys(["    sudo netbootd serve --nonsense 1", "`netbootd card up`", "`netbootd -q images lst`"])
     found = [list(faults_of_call(words)) for line in calls for _, words in called(line)]
-    assert found == [["serve --nonsense"], ["vm"], ["images lst"]]
+    assert found == [["serve --nonsense"], ["card"], ["images lst"]]
 
 
 @pytest.mark.parametrize("name", names(PAGES))

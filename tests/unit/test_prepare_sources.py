@@ -153,7 +153,8 @@ def test_bad_releases(prepare, publisher, tmp_path):
     refused(prepare("--release", "noble", "--mirror", "http://127.0.0.1:1"), 5)
     refused(prepare("--release", "noble", "--mirror", str(tmp_path / "nosuch")), 8)
     refused(prepare("--release", "noble", "--mirror", "ftp://h"), 2)
-    refused(prepare("--release", "noble", "--arch", "amd64", *mirror), 2)
+    refused(prepare("--release", "noble", "--arch", "riscv64", *mirror), 2)
+    refused(prepare("--release", "noble", "--arch", "amd64", *mirror), 8)
     publisher.files[f"/releases/noble/release/{NAME}"] = PACKED[:-1]
     refused(prepare("--release", "noble", "--insecure-skip-verify", *mirror), 6)
     del publisher.files[f"/releases/noble/release/{NAME}"]

@@ -1,8 +1,9 @@
-"""All that the publishers offer for Pis, as ``netbootd images releases`` lists it."""
+"""All that the publishers offer for Pis, and the ISOs for PCs, as ``netbootd images releases`` lists it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from netbootd.errors import NetbootdError, NotFoundError
@@ -42,9 +43,12 @@ async def list_offers(publishers: Publishers) -> Offers:
 
     :raises NetbootdError: no publisher could be asked
     """
-    index, sums = await asyncio.gather(_index(publishers), _sums(publishers))
-    faults = [*index.faults, *sums.faults]
-    if not index.reached and not sums.reached:
+    index, sums = await asyncio.gather(_index(publishers), _sums(publishers, _PIS))
+    isos = _Asked(False)
+    if not (publishers.mirror and sums.faults):  # which is the same server, and down
+        isos = await _sums(publishers, _PCS)
+    faults = [*index.faults, *sums.faults, *isos.faults]
+    if not index.reached and not sums.reached and not isos.reached:
         raise (
             faults[0]
             if faults
@@ -54,7 +58,7 @@ async def list_offers(publishers: Publishers) -> Offers:
             )
         )
     entries = index.index.entries if index.index else ()
-    offers = [*_ubuntu(sums.images, entries), *_raspios(entries)]
+    offers = [*_ubuntu((*sums.images, *isos.images), entries), *_raspios(entries)]
     if publishers.mirror:
         offers += _others(entries)
     problems = [*(fault.message for fault in faults), *(index.index.problems if index.index else ())]
@@ -89,22 +93,36 @@ async def _index(publishers: Publishers) -> _Asked:
         return _Asked(False, (error,))
 
 
-async def _sums(publishers: Publishers) -> _Asked:
-    """Every known release's SHA256SUMS, the newest release first."""
-    base = publishers.ubuntu
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One of Ubuntu's servers: its base, where a release's list lies below it, and what is of interest there."""
+
+    base: Callable[[Publishers], str]
+    sums_url: Callable[[str, str], str]
+    recognise: Callable[[str, str], UbuntuImage | None]
+
+
+_PIS = _Kind(lambda publishers: publishers.ubuntu, ubuntu.sums_url, ubuntu.recognise)
+_PCS = _Kind(lambda publishers: publishers.ubuntu_isos, ubuntu.iso_sums_url, ubuntu.recognise_iso)
+
+
+async def _sums(publishers: Publishers, kind: _Kind) -> _Asked:
+    """Every known release's SHA256SUMS on one of the servers, the newest release first."""
+    base = kind.base(publishers)
     if not base:
         return _Asked(False)
 
     async def one(codename: str, version: str) -> _Asked:
         for folder in (codename, version):
-            url = ubuntu.sums_url(base, folder)
+            url = kind.sums_url(base, folder)
             try:
                 document = await publishers.documents.read(url, ubuntu.LIMIT)
             except NotFoundError:
                 continue
             except NetbootdError as error:
                 return _Asked(False, (error,))
-            listed = [image for image in ubuntu.parse_sums(document.data) if image.version == version]
+            every = ubuntu.parse_sums(document.data, kind.recognise)
+            listed = [image for image in every if image.version == version]
             return _Asked(
                 True, images=tuple((image, below(url.rpartition("/")[0], image.file_name)) for image in listed)
             )

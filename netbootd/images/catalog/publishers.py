@@ -10,6 +10,7 @@ from netbootd.images.documents import Documents
 from netbootd.images.locations import below, location
 
 UBUNTU = "https://cdimage.ubuntu.com"
+UBUNTU_ISOS = "https://releases.ubuntu.com"
 RASPBERRY_PI = "https://downloads.raspberrypi.com"
 
 
@@ -32,6 +33,11 @@ class Publishers:
     def ubuntu(self) -> str:
         """The base of ``releases/…``, empty where the mirror is but an index."""
         return "" if self._only_index else self.mirror or UBUNTU
+
+    @property
+    def ubuntu_isos(self) -> str:
+        """The base of ``<release>/…`` with ISOs for PCs, empty where the mirror is but an index."""
+        return "" if self._only_index else self.mirror or UBUNTU_ISOS
 
     @property
     def _only_index(self) -> bool:

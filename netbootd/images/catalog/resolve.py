@@ -21,7 +21,8 @@ from netbootd.images.progress import Progress
 from netbootd.images.verify import verify_detached
 from netbootd.model.image import ImageSpec, Release
 
-_ARCHES = ("arm64", "armhf")
+_PC = "amd64"
+_ARCHES = ("arm64", "armhf", _PC)
 
 
 async def resolve(
@@ -52,7 +53,7 @@ async def resolve(
     arch = arch_of(spec.arch)
     if arch not in _ARCHES:
         raise UsageError(
-            f"Looking up {spec.release}: releases for {spec.arch} can't be prepared, only for {' and '.join(_ARCHES)}.",
+            f"Looking up {spec.release}: releases for {spec.arch} can't be prepared, only for {', '.join(_ARCHES)}.",
             hint="--source takes the image of any architecture.",
         )
     publishers = Publishers.at(Documents(patience, progress.note), mirror)
@@ -152,14 +153,18 @@ class _Lookup:
     # ---------------------------------------------------------------------------------------------------- Ubuntu
 
     async def _ubuntu(self, name: UbuntuName) -> Release:
+        if self.arch == _PC:
+            base, sums_url, which = self.publishers.ubuntu_isos, ubuntu.iso_sums_url, ubuntu.recognise_iso
+        else:
+            base, sums_url, which = self.publishers.ubuntu, ubuntu.sums_url, ubuntu.recognise
         seen: list[UbuntuImage] = []
-        for folder in name.folders if self.publishers.ubuntu else []:
-            url = ubuntu.sums_url(self.publishers.ubuntu, folder)
+        for folder in name.folders if base else []:
+            url = sums_url(base, folder)
             try:
                 sums = await self.publishers.documents.read(url, ubuntu.LIMIT)
             except NotFoundError:
                 continue
-            listed = ubuntu.parse_sums(sums.data)
+            listed = ubuntu.parse_sums(sums.data, which)
             image = ubuntu.newest(listed, name, self.arch)
             if image is not None:
                 key = await self.checks.signed(sums, url, self.publishers.documents)
@@ -169,7 +174,7 @@ class _Lookup:
             release = await self._ubuntu_by_index(name) or await self._other()
             if release is not None:
                 return release
-        where = public(self.publishers.mirror or self.publishers.ubuntu)
+        where = public(self.publishers.mirror or base)
         if seen:
             there = sorted({f"{image.name} ({image.arch})" for image in seen})
             raise NotFoundError(

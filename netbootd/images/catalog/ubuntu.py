@@ -1,11 +1,13 @@
 """Ubuntu's preinstalled images for Pis: ``releases/<release>/release/SHA256SUMS`` names the files and their digests.
 
-The name of a file is never made up: the folder keeps only the newest point release, and the list says which that is.
+PCs get the live server's ISO, of which another server has the list: ``<release>/SHA256SUMS``. The name of a file is
+never made up: the folder keeps only the newest point release, and the list says which that is.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from netbootd.images.catalog.names import UbuntuName, codename_of
@@ -16,6 +18,7 @@ _FILE = re.compile(
     r"ubuntu-(\d{1,2}\.\d\d)(?:\.(\d{1,3}))?-preinstalled-(server|desktop)-(arm64|armhf)\+raspi\.img(\.xz|\.zst|\.gz|)\Z",
     re.ASCII,
 )
+_ISO = re.compile(r"ubuntu-(\d{1,2}\.\d\d)(?:\.(\d{1,3}))?-live-(server)-(amd64)\.iso\Z", re.ASCII)
 _PREFERRED = (".xz", ".zst", ".gz", "")
 SUMS = "SHA256SUMS"
 LIMIT = 1 << 20
@@ -55,21 +58,37 @@ def sums_url(base: str, folder: str) -> str:
     return below(base, f"releases/{folder}/release/{SUMS}")
 
 
+def iso_sums_url(base: str, folder: str) -> str:
+    """Where the list of a release's ISOs lies below the mirror `base`."""
+    return below(base, f"{folder}/{SUMS}")
+
+
 def recognise(file_name: str, sha256: str = "") -> UbuntuImage | None:
     """Which image a file's name says it is, None for anything but a preinstalled image for Pis."""
-    match = _FILE.match(file_name)
+    return _image(_FILE.match(file_name), file_name, sha256)
+
+
+def recognise_iso(file_name: str, sha256: str = "") -> UbuntuImage | None:
+    """Which ISO a file's name says it is, None for anything but the live server's for PCs."""
+    return _image(_ISO.match(file_name), file_name, sha256)
+
+
+def _image(match: re.Match[str] | None, file_name: str, sha256: str) -> UbuntuImage | None:
     if match is None:
         return None
-    version, point, flavour, arch, _ = match.groups()
+    version, point, flavour, arch = match.groups()[:4]
     return UbuntuImage(version, int(point or 0), flavour, arch, file_name, sha256)
 
 
-def parse_sums(data: bytes) -> list[UbuntuImage]:
-    """The images that SHA256SUMS lists; other lines, and what isn't a line, are passed over."""
+def parse_sums(data: bytes, which: Callable[[str, str], UbuntuImage | None] = recognise) -> list[UbuntuImage]:
+    """The images that SHA256SUMS lists; other lines, and what isn't a line, are passed over.
+
+    :param which: `recognise` or `recognise_iso`
+    """
     found = []
     for line in data.split(b"\n"):
         match = _LINE.match(line)
-        image = recognise(match[2].decode("ascii"), match[1].decode("ascii").lower()) if match else None
+        image = which(match[2].decode("ascii"), match[1].decode("ascii").lower()) if match else None
         if image is not None:
             found.append(image)
     return found
