@@ -27,6 +27,7 @@ COMMANDS = {
     "events": "Show boot events, oldest first.",
     "config": "Check and show netbootd.toml.",
     "doctor": "Look at this host: ports, privileges, addresses, room, clock; install the systemd units.",
+    "nfs-kernel": "The privileged part of serving NFS by the kernel; a systemd unit runs it.",
     "vm": "The Multipass virtual machine that serves the network, from any workstation.",
 }
 """Every command with its one-line help; the module of the same name in this package has the command itself."""
@@ -49,7 +50,7 @@ class LazyGroup(click.Group):
         """The command of that name, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"netbootd.cli.{cmd_name}")
+        module = importlib.import_module(f"netbootd.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

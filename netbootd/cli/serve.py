@@ -48,10 +48,15 @@ def port_range(text: str) -> tuple[int, int]:
 @click.option(
     "--nfs",
     type=click.Choice(["auto", "kernel", "embedded", "off"]),
-    help="who serves NFS; kernel is not in this version  [auto: embedded]",
+    help="who serves NFS  [auto: the kernel where netbootd-nfs.service runs, else netbootd itself]",
 )
 @click.option("--nfs-port", type=PORT, metavar="PORT", help="NFS's port  [2049]")
-@click.option("--mount-port", type=PORT, metavar="PORT", help="another port for NFS's MOUNT protocol  [the NFS port]")
+@click.option(
+    "--mount-port",
+    type=PORT,
+    metavar="PORT",
+    help="another port for NFS's MOUNT protocol  [the NFS port; with the kernel 20048]",
+)
 @click.option("--portmap-port", type=port_or_off, metavar="PORT|off", help="the portmapper's port; off: none  [111]")
 @click.option(
     "--boot-files",

@@ -43,6 +43,8 @@ from netbootd.model.export import Export
 from netbootd.model.identity import Evidence, MacAddress, Serial
 from netbootd.model.network import ServerAddress
 from netbootd.model.node import Node
+from netbootd.nfsd.kernel.client import SOCKET
+from netbootd.nfsd.kernel.server import KernelServer
 from netbootd.nfsd.server import EmbeddedServer, NfsSettings
 from netbootd.service.access import SeedGate
 from netbootd.service.defaults import default_image
@@ -247,14 +249,13 @@ class Service:
             for sock in (*inherited.get("nfs", ()), *inherited.get("portmap", ())):
                 sock.close()
             return
-        if backend == "kernel":
-            raise HostError(
-                "Serving NFS by the kernel's server: this version of netbootd has the embedded server only.",
-                hint="Use --nfs auto or --nfs embedded.",
-            )
         portmap_port = config.portmap_port if options.portmap_port is None else options.portmap_port
         port = config.port if options.nfs_port is None else options.nfs_port
-        if inherited and not self._binds_of("nfs", binds, inherited) and "nfs" not in inherited:
+        if backend != "embedded" and await self._open_kernel_nfs(binds, inherited, backend, port, portmap_port):
+            return
+        kernel_expected = SOCKET.parent.exists()  # then systemd holds no port for us, and none below 1024 is needed
+        if inherited and "nfs" not in inherited and not kernel_expected:
+            self._binds_of("nfs", binds, inherited)
             for sock in inherited.get("portmap", ()):
                 sock.close()
             return
@@ -277,6 +278,39 @@ class Service:
             self._mounted,
         )
         await self._nfs.start()
+
+    async def _open_kernel_nfs(
+        self,
+        binds: tuple[str, ...],
+        inherited: dict[str, list[socket.socket]],
+        backend: str,
+        port: int,
+        portmap_port: int | str | None,
+    ) -> bool:
+        """Let the kernel serve; False where the backend is ``auto`` and it can't."""
+        if backend == "auto" and ("nfs" in inherited or not SOCKET.exists()):
+            return False
+        off = portmap_port in ("off", None) or (inherited and not inherited.get("portmap"))
+        settings = NfsSettings(
+            addresses=binds,
+            port=port,
+            mount_port=self._options.mount_port,
+            portmap_port=None if off else int(portmap_port or 0),
+            allow=self._allowed,
+            portmap_sockets=() if off else inherited.get("portmap", ()),
+        )
+        server = KernelServer(GenerationExports(self._generations), settings, self._mounted)
+        try:
+            await server.start()
+        except HostError as error:
+            if backend == "kernel":
+                raise
+            _log.warning("Serving NFS by netbootd itself, since by the kernel it fails: %s", error)
+            return False
+        self._nfs = server
+        for sock in inherited.get("nfs", ()):
+            sock.close()
+        return True
 
     def _advertised(self, binds: tuple[str, ...]) -> ServerAddress:
         """What is told to a node where the address that it asked isn't known."""
@@ -303,7 +337,7 @@ class Service:
         nfs = None
         if ports:
             nfs = {
-                "backend": "embedded",
+                "backend": "kernel" if isinstance(self._nfs, KernelServer) else "embedded",
                 "port": ports.port,
                 "mount_port": ports.mount_port,
                 "portmap_port": ports.portmap_port,

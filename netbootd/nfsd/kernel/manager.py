@@ -1,8 +1,9 @@
 """The kernel's NFS server brought to what the configuration and the state folder say, and kept there.
 
 A server that runs already is taken as it is, if it has what nodes need, and is left running in the end; one that we
-have started is ended by us, also where another process of ours started it: a note in the run folder says so. Exports
-of others are never touched.
+have started is ended by us, also where another process of ours started it: a note in the run folder, which a reboot
+clears, says so. By the same note a process that takes over from one that died goes on. Exports of others are never
+touched.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -32,7 +34,7 @@ NFSD = Path("/proc/fs/nfsd")
 DEFAULT_MOUNT_PORT = 20048
 """mountd's registered port (IANA); NFS's own belongs to the kernel."""
 
-_NOTE = "started-by-us"
+_NOTE = "serving.json"
 _HANDLE_SIZE = 64
 _THREADS_A_CPU, _MIN_THREADS, _MAX_THREADS = 4, 8, 64
 
@@ -86,17 +88,18 @@ class KernelNfs:
         self._export()
         if control.threads():
             self._adopt(control, port)
+            self._remember(addresses, port, ours=not self._adopted)
             return
         listeners = tuple(Listener("tcp", address, port) for address in self._usable(addresses))
         threads = min(_MAX_THREADS, max(_MIN_THREADS, _THREADS_A_CPU * (os.cpu_count() or 1)))
+        self._adopted = False
         with registrar():
-            self._remember()
+            self._remember(addresses, port, ours=True)
             try:
                 control.start(Setup(listeners, threads, versions_of(control.versions())))
             except HostError:
                 self._note.unlink(missing_ok=True)
                 raise
-        self._adopted = False
         _log.info("The kernel's NFS server runs with %d threads on port %d (by %s)", threads, port, control.name)
 
     @staticmethod
@@ -129,25 +132,46 @@ class KernelNfs:
                 f"The kernel's NFS server runs already, but not on TCP port {port} (its ports: {have}).",
                 hint="Set [nfs] port to that, or end the server and let netbootd start it.",
             )
-        self._adopted = not self._note.exists()
+        self._adopted = not self._noted().get("ours", False)
         _log.info("The kernel's NFS server runs already: using it as it is")
 
-    def _remember(self) -> None:
+    def _remember(self, addresses: Sequence[str], port: int, *, ours: bool) -> None:
         try:
             self._note.parent.mkdir(parents=True, exist_ok=True)
-            self._note.write_text("netbootd has started the kernel's NFS server.\n")
+            beside = self._note.with_name(f".{self._note.name}")
+            beside.write_text(json.dumps({"addresses": list(addresses), "port": port, "ours": ours}) + "\n")
+            beside.replace(self._note)
         except OSError as error:
             raise HostError(f"Writing {self._note}: {error.strerror or error}.") from error
+
+    def _noted(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._note.read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def resume(self) -> None:
+        """Go on where a process that died has left everything running; does nothing after a reboot or an orderly end.
+
+        :raises HostError: see `start`
+        """
+        noted = self._noted()
+        if noted:
+            _log.info("Taking over the kernel's NFS server from an earlier process")
+            self.start(noted["addresses"], int(noted["port"]))
 
     # ------------------------------------------------------------------ running
 
     def tick(self) -> None:
-        """Every few seconds: where rpc.mountd keeps the exports, new ones are added and pruned ones taken out."""
-        if self._exportfs is not None:
-            try:
+        """Every few seconds: run again what somebody has stopped, and keep rpc.mountd's table as it should be."""
+        try:
+            if self._control is not None and not self._control.threads() and (noted := self._noted()):
+                _log.warning("The kernel's NFS server has been stopped by somebody: starting it again")
+                self.start(noted["addresses"], int(noted["port"]))
+            elif self._exportfs is not None:
                 self._exportfs.reconcile()
-            except HostError as error:
-                _log.error("%s", error)
+        except HostError as error:
+            _log.error("%s", error)
 
     def clients_changed(self) -> None:
         """Ask again who may use the exports."""
@@ -222,11 +246,11 @@ class KernelNfs:
         if self._exportfs is not None:
             self._exportfs.withdraw()
             self._exportfs = None
-        if control is not None and self._note.exists():
+        if control is not None and self._noted().get("ours", False):
             with registrar():
                 control.stop()
-            self._note.unlink(missing_ok=True)
             _log.info("The kernel's NFS server has ended")
+        self._note.unlink(missing_ok=True)
         if self._upcalls is not None:
             self._upcalls.stop(forget=True)
             self._upcalls = None

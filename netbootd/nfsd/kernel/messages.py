@@ -2,7 +2,8 @@
 
 From the kernel's specification, Documentation/netlink/specs/nfsd.yaml, and include/uapi/linux/nfsd_netlink.h. Linux
 6.10 has threads, versions, listeners and rpc-status, 6.11 the pool mode. Attributes that hold attributes need
-NLA_F_NESTED, or the kernel answers EINVAL; where the specification says ``multi-attr``, an attribute is there once for each value.
+NLA_F_NESTED, or the kernel answers EINVAL; where the specification says ``multi-attr``, an attribute is there once for
+each value.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ class Part:
         listener = self._listen()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
-        old = signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
         self._wake_out.setblocking(False)
+        old = signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
         try:
             ready()
             self._loop(listener)
