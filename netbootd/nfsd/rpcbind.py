@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from netbootd.errors import HostError
 from netbootd.nfsd.portmap import IPPROTO_TCP, IPPROTO_UDP, PORTMAP_PROGRAM, Mapping
 from netbootd.nfsd.rpc import AUTH_NONE, SUCCESS, RecordError, Records, record
 from netbootd.nfsd.xdr import Reader, XdrError, opaque, u32
@@ -20,7 +21,7 @@ RPCBIND_SOCKETS = (Path("/run/rpcbind.sock"), Path("/var/run/rpcbind.sock"))
 
 _TIMEOUT = 3.0
 _REPLY_LIMIT = 64 << 10
-_NULL, _SET, _UNSET = 0, 1, 2
+_NULL, _SET, _UNSET, _GETPORT = 0, 1, 2, 3
 _NETIDS = {(socket.AF_INET, IPPROTO_TCP): b"tcp", (socket.AF_INET, IPPROTO_UDP): b"udp"}
 _NETIDS |= {(socket.AF_INET6, IPPROTO_TCP): b"tcp6", (socket.AF_INET6, IPPROTO_UDP): b"udp6"}
 
@@ -42,6 +43,21 @@ def answers(port: int, addresses: Iterable[str]) -> bool:
         except (OSError, RecordError, XdrError):
             continue
     return False
+
+
+def port_of(program: int, version: int, port: int) -> int:
+    """The TCP port of a program of this host, as the port mapper on `port` tells.
+
+    :raises HostError: it knows of none, or does not answer
+    """
+    try:
+        with socket.create_connection(("127.0.0.1", port), _TIMEOUT) as sock:
+            found = _call(sock, 2, _GETPORT, u32(program) + u32(version) + u32(IPPROTO_TCP) + u32(0)).u32()
+    except (OSError, Refused, RecordError, XdrError) as error:
+        raise HostError(f"Asking rpcbind on port {port} for program {program}: {error}.") from error
+    if not found:
+        raise HostError(f"rpcbind on port {port} knows of no program {program} version {version} over TCP.")
+    return found
 
 
 def register(mappings: Sequence[Mapping], families: Sequence[int], port: int) -> None:

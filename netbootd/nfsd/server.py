@@ -186,17 +186,24 @@ class EmbeddedServer:
             if port == 0 or not await asyncio.to_thread(rpcbind.answers, port, ["127.0.0.1", "::1", *concrete]):
                 raise
             families = sorted({int(sock.family) for sock in nfs})
-            try:
-                await asyncio.to_thread(rpcbind.register, mappings, families, port)
-            except (OSError, rpcbind.Refused) as error:
-                raise HostError(
-                    f"NFS: registering with the rpcbind that answers on port {port}: {error}",
-                    hint="Only root may register there: stop rpcbind, or choose --portmap-port N or off.",
-                ) from error
-            self._registered = (mappings, families, port)
+            await self._register(mappings, families, port)
             return [], port
         opened.extend(sockets)
         return sockets, int(sockets[0].getsockname()[1])
+
+    async def _register(self, mappings: Sequence[Mapping], families: Sequence[int], port: int) -> None:
+        """Tell the host's rpcbind of our services.
+
+        :raises HostError: it doesn't take them
+        """
+        try:
+            await asyncio.to_thread(rpcbind.register, mappings, families, port)
+        except (OSError, rpcbind.Refused) as error:
+            raise HostError(
+                f"NFS: registering with the rpcbind that answers on port {port}: {error}",
+                hint="Only root may register there: stop rpcbind, or choose --portmap-port N or off.",
+            ) from error
+        self._registered = (mappings, families, port)
 
     def _serve(
         self,

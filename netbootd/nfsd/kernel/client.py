@@ -33,6 +33,10 @@ class PrivilegedPart:
         """
         return bytes.fromhex(self._ask(protocol.Handle(image, generation, tuple(below), address))["handle"])
 
+    def register(self, mount_port: int) -> None:
+        """Tell the host's rpcbind where MOUNT is answered."""
+        self._ask(protocol.Register(mount_port))
+
     def status(self) -> dict[str, Any]:
         """How things are: see `KernelNfs.status`."""
         return self._ask(protocol.Status())

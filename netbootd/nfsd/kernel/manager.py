@@ -14,6 +14,7 @@ import errno
 import json
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +22,23 @@ from typing import Any
 
 from netbootd.errors import HostError, NotFoundError
 from netbootd.model.export import Export
+from netbootd.nfsd import rpcbind
 from netbootd.nfsd.kernel import exportfs
 from netbootd.nfsd.kernel.book import ExportBook
 from netbootd.nfsd.kernel.caches import quote
 from netbootd.nfsd.kernel.control import V3, V4_2, Listener, ServerControl, Setup, Version, open_control
 from netbootd.nfsd.kernel.registrar import registrar
 from netbootd.nfsd.kernel.upcalls import DOMAIN, Upcalls, grant_for_handle
+from netbootd.nfsd.mount import MOUNT_PROGRAM, MOUNT_V3
+from netbootd.nfsd.portmap import IPPROTO_TCP, Mapping
 
 _log = logging.getLogger(__name__)
 
 NFSD = Path("/proc/fs/nfsd")
 DEFAULT_MOUNT_PORT = 20048
 """mountd's registered port (IANA); NFS's own belongs to the kernel."""
+
+RPCBIND_PORT = 111
 
 _NOTE = "serving.json"
 _HANDLE_SIZE = 64
@@ -75,6 +81,7 @@ class KernelNfs:
         self._upcalls: Upcalls | None = None
         self._exportfs: exportfs.Exportfs | None = None
         self._adopted = False
+        self._registered: tuple[list[Mapping], list[socket.AddressFamily]] | None = None
 
     # ------------------------------------------------------------------ starting
 
@@ -210,6 +217,21 @@ class KernelNfs:
             raise HostError(f"Asking {place} for {os.fsdecode(path)}: {error.strerror or error}.") from error
         return bytes.fromhex(said.decode().strip().removeprefix("\\x"))
 
+    def register_mount(self, port: int) -> None:
+        """Tell the host's rpcbind that MOUNT is answered on a port, in place of what it knew of MOUNT.
+
+        :raises HostError: rpc.mountd answers MOUNT here, or rpcbind doesn't take it
+        """
+        if exportfs.answerer():
+            raise HostError("Registering MOUNT: rpc.mountd runs, and answers it.")
+        mappings = [Mapping(MOUNT_PROGRAM, MOUNT_V3, IPPROTO_TCP, port)]
+        families = [socket.AF_INET, socket.AF_INET6] if Path("/proc/net/if_inet6").exists() else [socket.AF_INET]
+        try:
+            rpcbind.register(mappings, families, RPCBIND_PORT)
+        except (OSError, rpcbind.Refused) as error:
+            raise HostError(f"Registering MOUNT with rpcbind: {error}.") from error
+        self._registered = (mappings, families)
+
     def status(self) -> dict[str, Any]:
         """What is so at this moment, for serve and for doctor."""
         control = self._control
@@ -243,6 +265,10 @@ class KernelNfs:
     def stop(self) -> None:
         """Take our exports back, and end the server if it is ours."""
         control = self._control
+        if self._registered is not None:
+            with contextlib.suppress(OSError, rpcbind.Refused):
+                rpcbind.unregister(*self._registered, RPCBIND_PORT)
+            self._registered = None
         if self._exportfs is not None:
             self._exportfs.withdraw()
             self._exportfs = None

@@ -160,6 +160,9 @@ class Part:
                 return self._nfs.status()
             case protocol.Handle(image, generation, below, address):
                 return {"handle": self._nfs.handle(image, generation, below, address).hex()}
+            case protocol.Register(mount_port):
+                self._nfs.register_mount(mount_port)
+                return {}
             case protocol.Clients():
                 return {"nfs4": self._nfs.nfs4_clients()}
             case protocol.Status():

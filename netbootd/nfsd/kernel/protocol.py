@@ -41,6 +41,13 @@ class Handle:
 
 
 @dataclass(frozen=True, slots=True)
+class Register:
+    """Tell the host's rpcbind that MOUNT is answered on this port."""
+
+    mount_port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """Tell how things are."""
 
@@ -50,8 +57,14 @@ class Clients:
     """Tell the addresses of clients with NFSv4 state."""
 
 
-Request = Start | Handle | Status | Clients
-_KINDS: dict[str, type[Request]] = {"start": Start, "handle": Handle, "status": Status, "clients": Clients}
+Request = Start | Handle | Register | Status | Clients
+_KINDS: dict[str, type[Request]] = {
+    "start": Start,
+    "handle": Handle,
+    "register": Register,
+    "status": Status,
+    "clients": Clients,
+}
 _ERRORS: dict[str, type[NetbootdError]] = {
     error.code: error for error in (HostError, NotFoundError, UsageError, BusyError)
 }
@@ -87,6 +100,8 @@ def parse_request(packet: bytes) -> Request:
         if not addresses:
             raise UsageError("A request to serve nowhere.")
         return Start(tuple(addresses), _port(value["port"]))
+    if kind is Register:
+        return Register(_port(value["mount_port"]))
     if kind is Handle:
         return Handle(
             _matching(value["image"], _IMAGE),
@@ -140,7 +155,7 @@ def _address(value: object) -> str:
 
 def _port(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1024 <= value <= 65535:
-        raise UsageError("The kernel's NFS server takes a port from 1024 to 65535.")
+        raise UsageError("NFS and MOUNT take a port from 1024 to 65535 here.")
     return value
 
 

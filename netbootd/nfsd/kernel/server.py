@@ -8,10 +8,11 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+from netbootd.nfsd import rpcbind
 from netbootd.nfsd.acl import NFSACL_PROGRAM, NFSACL_V3
 from netbootd.nfsd.exports import LiveTrees
 from netbootd.nfsd.kernel.client import PrivilegedPart
-from netbootd.nfsd.kernel.manager import DEFAULT_MOUNT_PORT
+from netbootd.nfsd.kernel.manager import DEFAULT_MOUNT_PORT, RPCBIND_PORT
 from netbootd.nfsd.kernel.mount import KernelMountV3
 from netbootd.nfsd.mount import MOUNT_PROGRAM, MOUNT_V3, ExportTable, MountV3, OnMount
 from netbootd.nfsd.portmap import IPPROTO_TCP, Mapping
@@ -46,6 +47,10 @@ class KernelServer(EmbeddedServer):
         :raises HostError: a port can't be had, or the kernel's server can't; nothing is left open
         """
         settings = self._settings
+        self.status = await asyncio.to_thread(self._part.start, settings.addresses, settings.port)
+        if self.status["exports_by"] == "exportfs":
+            await self._leave_to_mountd()
+            return
         opened: list[socket.socket] = []
         try:
             mount = self._take(settings.mount_sockets, opened)
@@ -54,7 +59,6 @@ class KernelServer(EmbeddedServer):
                 mount = self._open(opened, wanted, "--mount-port")
             mount_port = int(mount[0].getsockname()[1])
             mappings = _mappings(settings.port, mount_port)
-            self.status = await asyncio.to_thread(self._part.start, settings.addresses, settings.port)
             portmap, portmap_port = await self._port_mapper(opened, [mappings[-1]], mount)
         except BaseException:
             for sock in opened:
@@ -64,6 +68,19 @@ class KernelServer(EmbeddedServer):
         self._ports = NfsPorts(settings.port, mount_port, portmap_port)
         mapper = portmap_port or "off"
         _log.info("NFS by the kernel on port %d, MOUNT on %d, port mapper %s", settings.port, mount_port, mapper)
+
+    async def _leave_to_mountd(self) -> None:
+        """Where rpc.mountd runs it answers MOUNT for our exports as for others', and rpcbind tells its port."""
+        port = await asyncio.to_thread(rpcbind.port_of, MOUNT_PROGRAM, MOUNT_V3, RPCBIND_PORT)
+        self._serve([], [], [], [], None)
+        self._ports = NfsPorts(self._settings.port, port, RPCBIND_PORT)
+        for sock in (*self._settings.mount_sockets, *self._settings.portmap_sockets):
+            sock.close()
+        _log.info("NFS by the kernel on port %d; rpc.mountd, on port %d, answers MOUNT", self._settings.port, port)
+
+    async def _register(self, mappings: Sequence[Mapping], families: Sequence[int], port: int) -> None:
+        """The kernel has registered NFS; the privileged part does so for MOUNT, and takes it out again."""
+        await asyncio.to_thread(self._part.register, mappings[-1].port)
 
     def _mount_program(self, trees: LiveTrees) -> MountV3:
         loop = asyncio.get_running_loop()

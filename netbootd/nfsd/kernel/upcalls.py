@@ -29,6 +29,7 @@ RPC = Path("/proc/net/rpc")
 _GRANTED, _REFUSED = 365 * 86400, 60
 _LINE = 32768  # PAGE_SIZE of the largest pages that such a line could fill
 _TICK = 2.0
+_NO_CLIENT = b"0.0.0.0"
 
 
 class Upcalls:
@@ -170,6 +171,8 @@ def grant_for_handle(book: ExportBook, path: bytes, rpc: Path = RPC) -> None:
 
     :raises HostError: the kernel doesn't take it; its file system can't be exported
     """
+    # A domain is known to the kernel once a client belongs to it; where rpc.mountd answers, none belongs to ours.
+    tell(ADDRESSES, caches.address_line(_NO_CLIENT, _until(_REFUSED), DOMAIN), rpc)
     while True:
         grant = book.at(path)
         if grant is not None and not grant.flags & caches.Flag.V4ROOT:
