@@ -48,12 +48,16 @@ def command(program: Program, install_units: bool, remove_units: bool, as_json: 
 
 
 def _units(program: Program, install: bool, as_json: bool) -> None:
+    from netbootd.host.kernel import has_nfs_server
     from netbootd.host.units import Ports, Units
 
     if install:
         config = program.config
         ports = Ports(config.tftp.port, config.http.port, config.nfs.port, config.nfs.portmap_port)
-        files = Units().install(ports, config.nfs.backend, _environment(program))
+        backend = config.nfs.backend
+        if backend == "auto" and has_nfs_server():
+            backend = "kernel"
+        files = Units().install(ports, backend, _environment(program))
     else:
         files = Units().remove()
     changed = any(file.changed for file in files)

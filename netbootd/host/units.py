@@ -19,8 +19,10 @@ from netbootd.errors import HostError
 
 SHIPPED_PROGRAM = "/opt/netbootd/bin/netbootd"
 SYSTEM = Path("/etc")
-EMBEDDED_NFS = ("netbootd-nfs.socket", "netbootd-portmap.socket")
-"""Units of NFS by netbootd's own server; with another backend they would hold its ports."""
+PORTMAP = "netbootd-portmap.socket"
+"""The portmapper is ours with either backend."""
+EMBEDDED_NFS = ("netbootd-nfs.socket",)
+"""Units of NFS by netbootd's own server; with another backend they would hold its port."""
 KERNEL_NFS = ("netbootd-nfs.service",)
 """Units of NFS by the kernel's server."""
 
@@ -197,10 +199,12 @@ def enabled(names: Sequence[str], backend: str, portmapper: bool) -> tuple[list[
     off: set[str] = set()
     if backend not in ("auto", "embedded"):
         off |= set(EMBEDDED_NFS)
+    if backend == "off":
+        off.add(PORTMAP)
     if backend != "kernel":
         off |= set(KERNEL_NFS)
     if not portmapper:
-        off.add("netbootd-portmap.socket")
+        off.add(PORTMAP)
     return [name for name in candidates if name not in off], [name for name in candidates if name in off]
 
 

@@ -19,7 +19,9 @@ from typing import Literal
 from netbootd.config.loader import warnings
 from netbootd.config.schema import Config
 from netbootd.errors import HostError, NetbootdError
+from netbootd.host.kernel import has_nfs_server
 from netbootd.host.links import address_to_advertise, local_addresses
+from netbootd.nfsd.kernel.client import SOCKET, PrivilegedPart
 from netbootd.service.reload import reread
 from netbootd.store.generations import Generations
 from netbootd.store.layout import Layout
@@ -121,10 +123,10 @@ _SOCKET_OF = {
 
 def _tcp_ports(config: Config) -> list[tuple[str, int, int, str]]:
     found = [("HTTP", int(socket.SOCK_STREAM), config.http.port, "[http] port")]
-    if config.nfs.backend in ("auto", "embedded"):
+    if config.nfs.backend in ("auto", "embedded") and not _unit_active("netbootd-nfs.service"):
         found.append(("NFS", int(socket.SOCK_STREAM), config.nfs.port, "[nfs] port"))
-        if config.nfs.portmap_port is not None:
-            found.append(("portmapper", int(socket.SOCK_STREAM), config.nfs.portmap_port, "[nfs] portmap_port"))
+    if config.nfs.backend != "off" and config.nfs.portmap_port is not None:
+        found.append(("portmapper", int(socket.SOCK_STREAM), config.nfs.portmap_port, "[nfs] portmap_port"))
     return found
 
 
@@ -198,29 +200,53 @@ def _capable(number: int) -> bool:
 
 def nfs(config: Config, layout: Layout) -> Iterator[Finding]:
     """Who serves root file systems, and whether the kernel's server is in the way or at hand."""
-    threads = _read("/proc/fs/nfsd/threads")
-    running = threads not in ("", "0")
     backend = config.nfs.backend
     if backend == "off":
         yield Finding("nfs", "warning", "NFS is off: nodes have no root file system.", 'Set [nfs] backend = "auto".')
-    elif backend in ("auto", "embedded"):
-        if running and config.nfs.port == 2049:
+    elif SOCKET.exists() and backend != "embedded":
+        yield from _kernel_nfs()
+    elif backend == "kernel":
+        known = has_nfs_server()
+        yield Finding(
+            "nfs", "error",
+            "netbootd-nfs.service, the privileged part of serving by the kernel's NFS server, does not run"
+            + ("." if known else ", and this kernel has no NFS server."),
+            "sudo netbootd doctor --install-units; sudo systemctl restart netbootd-nfs netbootd"
+            if known else 'Set [nfs] backend = "embedded".',
+        )  # fmt: skip
+    else:
+        threads = _read("/proc/fs/nfsd/threads")
+        if threads not in ("", "0") and config.nfs.port == 2049:
             yield Finding(
                 "nfs",
                 "error",
                 f"The kernel's NFS server runs ({threads} threads) and has the port that netbootd's own wants.",
-                "sudo systemctl disable --now nfs-server, or set [nfs] port.",
+                "sudo systemctl disable --now nfs-server, or set [nfs] port, or backend to kernel.",
             )
         else:
             yield Finding("nfs", "ok", "NFS is served by netbootd's own server; the kernel's is not needed.")
-    else:
-        known = "nfsd" in _read("/proc/filesystems")
+
+
+def _kernel_nfs() -> Iterator[Finding]:
+    """What the privileged part tells of the kernel's server."""
+    try:
+        told = PrivilegedPart().status()
+    except (PermissionError, HostError):
+        yield Finding("nfs", "warning", "The privileged part for NFS does not answer you.", "Run it with sudo.")
+        return
+    if not told["running"]:
         yield Finding(
-            "nfs",
-            "ok" if known else "error",
-            f"The kernel's NFS server is {'at hand' if known else 'not in this kernel, or not loaded'}.",
-            "" if known else 'sudo modprobe nfsd, or set [nfs] backend = "embedded".',
+            "nfs", "warning", "The kernel's NFS server does not run (yet).", "journalctl -u netbootd-nfs -u netbootd"
         )
+        return
+    who = "others have started" if told["adopted"] else "netbootd has started"
+    how = "by netlink" if told["by"] == "netlink" else "by /proc/fs/nfsd, since this kernel has no netlink commands"
+    exports = "rpc.mountd's table" if told["exports_by"] == "exportfs" else "the kernel's caches"
+    yield Finding(
+        "nfs", "ok",
+        f"NFS is served by the kernel's server, which {who}: {told['threads']} threads, versions "
+        f"{', '.join(told['versions'])}, managed {how}; {told['exports']} generations exported through {exports}.",
+    )  # fmt: skip
 
 
 def addresses(config: Config, layout: Layout) -> Iterator[Finding]:

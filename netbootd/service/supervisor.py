@@ -43,6 +43,7 @@ from netbootd.model.export import Export
 from netbootd.model.identity import Evidence, MacAddress, Serial
 from netbootd.model.network import ServerAddress
 from netbootd.model.node import Node
+from netbootd.nfsd import rpcbind
 from netbootd.nfsd.kernel.client import SOCKET
 from netbootd.nfsd.kernel.server import KernelServer
 from netbootd.nfsd.server import EmbeddedServer, NfsSettings
@@ -290,7 +291,11 @@ class Service:
         """Let the kernel serve; False where the backend is ``auto`` and it can't."""
         if backend == "auto" and ("nfs" in inherited or not SOCKET.exists()):
             return False
-        off = portmap_port in ("off", None) or (inherited and not inherited.get("portmap"))
+        off = portmap_port in ("off", None)
+        if (
+            not off and inherited and not inherited.get("portmap")
+        ):  # port 111 is not for us to open, but rpcbind's maybe
+            off = not await asyncio.to_thread(rpcbind.answers, int(portmap_port or 0), ["127.0.0.1", "::1"])
         settings = NfsSettings(
             addresses=binds,
             port=port,

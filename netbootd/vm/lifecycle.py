@@ -40,8 +40,12 @@ NETBOOTD = "/usr/local/bin/netbootd"
 """The program within the virtual machine, with the services' environment (vm/provision.sh)."""
 UNITS = (
     *("netbootd.service", "netbootd-tftp.socket", "netbootd-http.socket"),
-    *("netbootd-portmap.socket", "netbootd-nfs.socket"),
+    *("netbootd-portmap.socket", "netbootd-nfs.service", "netbootd-nfs.socket"),
 )
+_NFS_UNITS = (
+    "netbootd-nfs.service",
+    "netbootd-nfs.socket",
+)  # of the kernel's server, and of our own: one of them is used
 
 _STAGING = "/srv/netbootd/new"
 _SENT = "netbootd-sent.b64"  # in the home folder of Multipass's user
@@ -398,7 +402,10 @@ class Lifecycle:
             ) from None
         told["address"] = address_of(self._multipass.run(name, ["ip", "-json", "address", "show"]).output, mac)[1]
         states = self._multipass.run(name, ["systemctl", "is-active", *UNITS]).output.split()
-        told["units"] = dict(zip(UNITS, states, strict=False))
+        units = told["units"] = dict(zip(UNITS, states, strict=False))
+        used = [unit for unit in _NFS_UNITS if units.get(unit) == "active"]
+        for unit in set(_NFS_UNITS) - {*used, *([] if used else _NFS_UNITS)}:
+            del units[unit]
         told["doctor"] = self._told(["doctor", "--json"]).get("findings", [])
         told["nodes"] = self._told(["status", "--json"]).get("nodes", [])
         return told

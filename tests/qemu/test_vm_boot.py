@@ -7,6 +7,7 @@ its root, reads it, fetches its seed and phones home.
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ ADDRESS = "192.0.2.10"
 VM = "netbootd"
 NODE = Board("node", "10000000a1b2c3e1", "dc:a6:32:00:02:01")
 READER = Board("reader", "10000000a1b2c3e2", "dc:a6:32:00:02:02")
+KERNEL_UNITS = tuple(unit for unit in UNITS if unit != "netbootd-nfs.socket")
 PAYLOAD = "var/lib/random.bin"
 CONFIG = f"""
 [defaults]
@@ -128,7 +130,7 @@ def test_a_fresh_machine_serves_and_a_client_boots(desk: Desk) -> None:
     assert report.address == ADDRESS
     assert report.changed == ("created", "code", "site", "environment", "units", "images")
     status = desk.lifecycle.status()
-    assert status["units"] == dict.fromkeys(UNITS, "active")
+    assert status["units"] == dict.fromkeys(KERNEL_UNITS, "active")
     assert [finding for finding in status["doctor"] if finding["level"] == "error"] == []
     assert desk.within("ps", "-o", "user=", "-C", "netbootd") in ("netbootd", "")
     owner = desk.within(
@@ -138,6 +140,29 @@ def test_a_fresh_machine_serves_and_a_client_boots(desk: Desk) -> None:
     assert NAT_MAC not in desk.within("cat", "/etc/netbootd-vm", "/etc/default/netbootd")
     print(desk.within("systemd-analyze", "security", "--no-pager", "netbootd.service").splitlines()[-1])
     check_boot(desk)
+
+
+def test_the_kernel_serves_what_our_own_server_does(desk: Desk) -> None:
+    """File by file, by NFSv3 and NFSv4.2; /etc/shadow to root alone; and on through the death of both processes."""
+    (finding,) = [row["message"] for row in desk.lifecycle.status()["doctor"] if row["check"] == "nfs"]
+    assert "by the kernel's server, which netbootd has started" in finding and "versions 3, 4.2" in finding
+    root = f"/var/lib/netbootd/images/noble/{desk.within('readlink', '/var/lib/netbootd/images/noble/current')}/root"
+    desk.multipass.put(VM, (REPOSITORY / "tests/support/nfs_compare.py").read_text(), "/tmp/compare.py")
+    own = "/run/own"
+    script = (
+        f"mkdir -p {own}; ln -s /var/lib/netbootd/images {own}/images; cd {own};"
+        f" systemd-run --quiet --unit=own --service-type=exec /opt/netbootd/bin/netbootd --state {own} serve"
+        " --nfs embedded --bind 127.0.0.1 --nfs-port 12049 --portmap-port off --tftp-port 0 --http-port 0"
+        f" --ready-file {own}/ready; until test -e {own}/ready; do sleep 0.2; done;"
+        f" python3 /tmp/compare.py {root} {own}; systemctl stop own"
+    )
+    told = json.loads(desk.within("sudo", "sh", "-c", script).splitlines()[-1])
+    assert told["entries"] > 30
+    assert told["differences"] == {"kernel, NFSv3": [], "kernel, NFSv4.2": [], "embedded, NFSv3": []}
+    assert all(statuses == [0, 1] for statuses in told["shadow"].values()), told["shadow"]
+    assert len(told["clients"]) == 1 and "minor version: 2" in told["clients"][0]
+    assert told["killed"] == {"same": True, "units": "active active"}
+    assert told["mounted again"]
 
 
 def test_a_second_run_changes_nothing(desk: Desk) -> None:
@@ -186,6 +211,8 @@ def test_a_hang_is_ended_by_the_watchdog(desk: Desk) -> None:
 def test_after_a_reboot_everything_is_back(desk: Desk) -> None:
     desk.multipass.reboot(VM)
     wait_until(
-        lambda: desk.within("systemctl", "is-active", *UNITS).split() == ["active"] * len(UNITS), "units", timeout=180
+        lambda: desk.within("systemctl", "is-active", *KERNEL_UNITS).split() == ["active"] * len(KERNEL_UNITS),
+        "units",
+        timeout=180,
     )
     check_boot(desk)

@@ -87,7 +87,8 @@ def test_the_kernels_server_in_the_way(layout: Layout, monkeypatch: pytest.Monke
     assert found.level == "error"
     assert "nfs-server" in found.remedy
     (found,) = doctor.nfs(replace(FREE, nfs=NfsConfig(backend="kernel")), layout)
-    assert found.level == "ok"
+    assert found.level == "error"
+    assert "netbootd-nfs.service" in found.message
     (found,) = doctor.nfs(replace(FREE, nfs=NfsConfig(backend="off")), layout)
     assert found.level == "warning"
 

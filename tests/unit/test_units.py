@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from netbootd.errors import ConfigError, HostError, UsageError
-from netbootd.host.units import EMBEDDED_NFS, Ports, Units, enabled, program_path
+from netbootd.host.units import EMBEDDED_NFS, PORTMAP, Ports, Units, enabled, program_path
 from tests.support.processes import REPOSITORY, run
 
 SYSTEMD = REPOSITORY / "systemd"
@@ -129,13 +129,15 @@ def test_removing_leaves_what_is_the_operators(tmp_path: Path) -> None:
 
 
 def test_what_is_enabled_follows_the_backend() -> None:
-    names = ["netbootd.service", "netbootd-nfs.service", *EMBEDDED_NFS, "netbootd-prepare@.timer", "netbootd-x.timer"]
+    names = ["netbootd.service", "netbootd-nfs.service", *EMBEDDED_NFS, PORTMAP]
+    names += ["netbootd-prepare@.timer", "netbootd-x.timer"]
     on, off = enabled(names, "auto", portmapper=True)
-    assert on == ["netbootd.service", *EMBEDDED_NFS]
+    assert on == ["netbootd.service", *EMBEDDED_NFS, PORTMAP]
     assert off == ["netbootd-nfs.service"]
     on, off = enabled(names, "kernel", portmapper=True)
-    assert on == ["netbootd.service", "netbootd-nfs.service"]
+    assert on == ["netbootd.service", "netbootd-nfs.service", PORTMAP]
     assert off == list(EMBEDDED_NFS)
+    assert enabled(names, "off", portmapper=True)[0] == ["netbootd.service"]
     assert "netbootd-portmap.socket" not in enabled(names, "embedded", portmapper=False)[0]
 
 

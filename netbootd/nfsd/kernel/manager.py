@@ -93,6 +93,12 @@ class KernelNfs:
         mount_nfsd(self._proc)
         self._control = control = self._controls(self._proc)
         self._export()
+        try:
+            for grant in self._book.roots()[:1]:
+                grant_for_handle(self._book, grant.path)  # fails where the file system can't be exported
+        except HostError:
+            self.stop()
+            raise
         if control.threads():
             self._adopt(control, port)
             self._remember(addresses, port, ours=not self._adopted)
