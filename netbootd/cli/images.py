@@ -12,6 +12,7 @@ from netbootd.errors import FormatError, NotFoundError
 from netbootd.model.image import Generation
 
 if TYPE_CHECKING:
+    from netbootd.service.usage import Usage
     from netbootd.store.archives import Archive
 
 
@@ -122,8 +123,9 @@ def rollback(program: Program, name: str) -> None:
 def prune(program: Program, keep: int, force: bool, as_json: bool) -> None:
     """Delete old generations of every image, and downloaded archives that none is made of any more.
 
-    The current one always stays, and so does one that a node booted from until the node is seen on another. Of the
-    archives the newest stays too, and what is still being downloaded.
+    The current one always stays, and so does one that a node booted from until the node is seen on another. All stay
+    while a client of which nothing is recorded is connected to NFS. Of the archives the newest stays too, and what is
+    still being downloaded.
     """
     from contextlib import ExitStack
 
@@ -131,8 +133,10 @@ def prune(program: Program, keep: int, force: bool, as_json: bool) -> None:
     with ExitStack() as locks:  # all at once: an archive may be what a build has just fetched
         for name in program.generations.places():
             locks.enter_context(program.generations.locked(name, f"Pruning {name}"))
+        usage = None if force else _usage(program)
         for name in program.generations.names():
-            gone += program.generations.prune(name, keep, () if force else _in_use(program, name))
+            every = [generation.id for generation in program.generations.all(name)]
+            gone += program.generations.prune(name, keep, usage.in_use(name, every) if usage else ())
         archives = _prune_archives(program)
     if as_json:
         emit_json(
@@ -164,14 +168,20 @@ def _prune_archives(program: Program) -> list[Archive]:
     return Archives(program.layout).prune(needed)
 
 
-def _in_use(program: Program, name: str) -> set[str]:
+def _usage(program: Program) -> Usage:
+    from netbootd.service.usage import connected_clients, usage_of
+
     database = program.open_database()
-    if database is None:
-        return set()
     try:
-        return {node.generation for node in database.nodes() if node.image == name}
+        records = database.nodes() if database is not None else []
     finally:
-        database.close()
+        if database is not None:
+            database.close()
+    usage = usage_of(records, connected_clients(program.config.nfs.port))
+    if usage.strangers:
+        who = ", ".join(usage.strangers[:5]) + (" and others" if len(usage.strangers) > 5 else "")
+        note(f"netbootd: {who} may be reading any generation, so all stay; --force deletes old ones nonetheless.")
+    return usage
 
 
 def _all(program: Program, name: str) -> list[Generation]:
