@@ -272,6 +272,26 @@ async def test_mount_gives_what_the_kernel_made(tmp_path: Path) -> None:
         await server.stop(0)
 
 
+async def test_a_privileged_part_that_was_restarted_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("netbootd.nfsd.kernel.server._KEEP_SECONDS", 0.01)
+    part = PlayedPart()
+    server = serving(part, Table([]), [])
+    await server.start()
+    try:
+        async with asyncio.timeout(10):
+            while len(part.asked) < 3:
+                await asyncio.sleep(0.01)
+        monkeypatch.setattr(part, "start", lambda addresses, port: (_ for _ in ()).throw(HostError("It is gone.")))
+        async with asyncio.timeout(10):
+            while "It is gone." not in caplog.text:
+                await asyncio.sleep(0.01)
+    finally:
+        await server.stop(0)
+    assert caplog.text.count("It is gone.") == 1
+
+
 async def test_a_kernel_that_can_not_leaves_no_port_open(tmp_path: Path) -> None:
     class Refusing(PlayedPart):
         def start(self, addresses: Sequence[str], port: int) -> dict[str, Any]:

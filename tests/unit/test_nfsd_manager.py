@@ -195,6 +195,35 @@ def test_what_somebody_stopped_is_started_again(kernel: PlayedKernel, make: Any)
     assert not kernel.running
 
 
+def test_rpc_mountd_comes_and_goes(kernel: PlayedKernel, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that answer the kernel's caches would refuse each other's exports."""
+    reconciled: list[str] = []
+    monkeypatch.setattr(exportfs.Exportfs, "reconcile", lambda self: reconciled.append("reconcile"))
+    monkeypatch.setattr(exportfs.Exportfs, "withdraw", lambda self: reconciled.append("withdraw"))
+    nfs = make()
+    nfs.start(["192.0.2.1"], 2049)
+    monkeypatch.setattr(exportfs, "answerer", lambda: "rpc.mountd")
+    nfs.tick()
+    assert PlayedCaches.said == ["start", "stop, forget=True"] and reconciled == ["reconcile"]
+    assert nfs.status()["exports_by"] == "exportfs"
+    monkeypatch.setattr(exportfs, "answerer", lambda: "")
+    nfs.tick()
+    assert PlayedCaches.said == ["start", "stop, forget=True", "start"]
+    assert nfs.status()["exports_by"] == "caches"
+
+
+def test_a_file_system_that_can_not_be_exported_stops_the_start(
+    kernel: PlayedKernel, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(book: ExportBook, path: bytes) -> None:
+        raise HostError("Invalid argument")
+
+    monkeypatch.setattr(manager, "grant_for_handle", refuse)
+    with pytest.raises(HostError, match="Invalid"):
+        make().start(["192.0.2.1"], 2049)
+    assert kernel.setup is None and PlayedCaches.said == ["start", "stop, forget=True"]
+
+
 def test_a_kernel_without_version_3_or_4(kernel: PlayedKernel, make: Any) -> None:
     kernel.known = {V3: True}
     make().start(["192.0.2.1"], 2049)

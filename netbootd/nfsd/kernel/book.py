@@ -38,8 +38,12 @@ class ExportBook:
                 grants[grant.path] = by_export[export.image, export.generation] = grant
         for way in {way for path in grants for way in ways(path)} - set(grants):
             top = way == b"/"
+            try:
+                inode = os.lstat(way).st_ino
+            except OSError:  # going away at this moment
+                continue
             identity = b"" if top else _digest(b"way", way)
-            grants[way] = Grant(way, WAY | Flag.FSID if top else WAY, identity, os.lstat(way).st_ino)
+            grants[way] = Grant(way, WAY | Flag.FSID if top else WAY, identity, inode)
         self._grants, self._by_export = grants, by_export
         return grants != before
 

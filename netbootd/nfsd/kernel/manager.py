@@ -93,16 +93,11 @@ class KernelNfs:
         mount_nfsd(self._proc)
         self._control = control = self._controls(self._proc)
         self._export()
-        try:
-            for grant in self._book.roots()[:1]:
-                grant_for_handle(self._book, grant.path)  # fails where the file system can't be exported
-        except HostError:
-            self.stop()
-            raise
         if control.threads():
             self._adopt(control, port)
             self._remember(addresses, port, ours=not self._adopted)
             return
+        self._try_an_export()  # before anything runs: it fails where the file system can't be exported
         listeners = tuple(Listener("tcp", address, port) for address in self._usable(addresses))
         threads = min(_MAX_THREADS, max(_MIN_THREADS, _THREADS_A_CPU * (os.cpu_count() or 1)))
         self._adopted = False
@@ -121,16 +116,29 @@ class KernelNfs:
         return [a for a in addresses if a != "::" or Path("/proc/net/if_inet6").exists()] or ["0.0.0.0"]  # noqa: S104
 
     def _export(self) -> None:
+        """Export, by ourselves or by rpc.mountd, which may come and go."""
         other = exportfs.answerer()
-        if other and self._upcalls is None:
+        if other:
+            if self._upcalls is not None:
+                self._upcalls.stop(forget=True)
+                self._upcalls = None
             if self._exportfs is None:
                 _log.info("%s answers the kernel's export caches: exporting by exportfs", other)
                 self._exportfs = exportfs.Exportfs(self._book, self._clients.networks, self._images)
             self._exportfs.reconcile()
         elif self._upcalls is None:
+            self._exportfs = None
             upcalls = Upcalls(self._book, self._clients.allow)
             upcalls.start()
             self._upcalls = upcalls
+
+    def _try_an_export(self) -> None:
+        try:
+            for grant in self._book.roots()[:1]:
+                grant_for_handle(self._book, grant.path)
+        except HostError:
+            self.stop()
+            raise
 
     def _adopt(self, control: ServerControl, port: int) -> None:
         if not control.versions().get(V3):
@@ -176,13 +184,15 @@ class KernelNfs:
     # ------------------------------------------------------------------ running
 
     def tick(self) -> None:
-        """Every few seconds: run again what somebody has stopped, and keep rpc.mountd's table as it should be."""
+        """Every few seconds: run again what somebody has stopped, and export by who answers the kernel now."""
+        if self._control is None:
+            return
         try:
-            if self._control is not None and not self._control.threads() and (noted := self._noted()):
+            if not self._control.threads() and (noted := self._noted()):
                 _log.warning("The kernel's NFS server has been stopped by somebody: starting it again")
                 self.start(noted["addresses"], int(noted["port"]))
-            elif self._exportfs is not None:
-                self._exportfs.reconcile()
+            else:
+                self._export()
         except HostError as error:
             _log.error("%s", error)
 
@@ -286,6 +296,7 @@ class KernelNfs:
         if self._upcalls is not None:
             self._upcalls.stop(forget=True)
             self._upcalls = None
+        self._control = None
 
     def leave(self) -> None:
         """Go away and let everything run on: nodes keep what they have, and whoever comes next takes over."""

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+from netbootd.errors import HostError
 from netbootd.nfsd import rpcbind
 from netbootd.nfsd.acl import NFSACL_PROGRAM, NFSACL_V3
 from netbootd.nfsd.exports import LiveTrees
@@ -22,6 +23,7 @@ from netbootd.nfsd.v3 import NFS_PROGRAM, NFS_V3
 _log = logging.getLogger(__name__)
 
 _NFS_V4 = 4
+_KEEP_SECONDS = 5.0
 
 
 class KernelServer(EmbeddedServer):
@@ -39,13 +41,18 @@ class KernelServer(EmbeddedServer):
         super().__init__(exports, settings, on_mount)
         self._part = part or PrivilegedPart()
         self.status: dict[str, Any] = {}
-        """What the privileged part told at the start."""
+        """What the privileged part told last."""
+        self._keeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open MOUNT and the port mapper, and have the kernel serve.
 
         :raises HostError: a port can't be had, or the kernel's server can't; nothing is left open
         """
+        await self._open_all()
+        self._keeping = asyncio.create_task(self._keep())
+
+    async def _open_all(self) -> None:
         settings = self._settings
         self.status = await asyncio.to_thread(self._part.start, settings.addresses, settings.port)
         if self.status["exports_by"] == "exportfs":
@@ -68,6 +75,27 @@ class KernelServer(EmbeddedServer):
         self._ports = NfsPorts(settings.port, mount_port, portmap_port)
         mapper = portmap_port or "off"
         _log.info("NFS by the kernel on port %d, MOUNT on %d, port mapper %s", settings.port, mount_port, mapper)
+
+    async def _keep(self) -> None:
+        """Ask again and again: a privileged part that was restarted has to be told."""
+        lost = False
+        while True:
+            await asyncio.sleep(_KEEP_SECONDS)
+            try:
+                self.status = await asyncio.to_thread(self._part.start, self._settings.addresses, self._settings.port)
+                lost = False
+            except HostError as error:
+                if not lost:
+                    _log.error("NFS by the kernel: %s", error)
+                lost = True
+
+    async def stop(self, drain_seconds: float = 0.0) -> None:
+        """See `EmbeddedServer.stop`; the kernel goes on."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+            self._keeping = None
+        await super().stop(drain_seconds)
 
     async def _leave_to_mountd(self) -> None:
         """Where rpc.mountd runs it answers MOUNT for our exports as for others', and rpcbind tells its port."""
