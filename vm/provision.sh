@@ -23,6 +23,7 @@ mkdir -p "$now/digests"
 if ! same code || ! "$venv/bin/netbootd" --version > /dev/null 2>&1; then
     say "installing netbootd"
     "$venv/bin/python" -c 'import pip' 2> /dev/null || python3 -m venv --clear "$venv"
+    [ ! -e "$new" ] || rm -rf "$now/code" # a checkout's before, and the package index's now
     [ ! -d "$new/code" ] || swap code
     what=$now/code
     [ -d "$what" ] || what=netbootd==$version

@@ -80,6 +80,15 @@ class Desk:
     multipass: QemuMultipass
     lifecycle: Lifecycle
     image: DiskImage
+    workstation: Workstation
+    config: Path
+
+    def reread(self) -> Lifecycle:
+        """With the configuration as it is now."""
+        return Lifecycle(load(self.config), self.workstation, self.multipass, Talk(print, None))
+
+    def log(self) -> str:
+        return self.within("sudo", "journalctl", "--no-pager", "--output=cat", "--unit=netbootd", "--lines=40")
 
     def within(self, *command: str) -> str:
         return self.multipass.run(VM, command).output.strip()
@@ -103,7 +112,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         workstation = Workstation("linux", "x86_64", home, terminal=False)
         began = time.monotonic()
         said = Talk(lambda text: print(f"[after {time.monotonic() - began:.0f} s] {text}"), None)
-        yield Desk(rack, multipass, Lifecycle(load(clone / "netbootd.toml"), workstation, multipass, said), image)
+        config = clone / "netbootd.toml"
+        lifecycle = Lifecycle(load(config), workstation, multipass, said)
+        yield Desk(rack, multipass, lifecycle, image, workstation, config)
 
 
 def check_boot(desk: Desk) -> None:
@@ -144,6 +155,22 @@ def test_a_second_run_changes_nothing(desk: Desk) -> None:
     pid = desk.within("systemctl", "show", "--property=MainPID", "netbootd.service")
     assert desk.lifecycle.up().changed == ()
     assert desk.within("systemctl", "show", "--property=MainPID", "netbootd.service") == pid
+
+
+def test_a_changed_configuration_is_a_reload(desk: Desk) -> None:
+    pid = desk.within("systemctl", "show", "--property=MainPID", "netbootd.service")
+    text = desk.config.read_text()
+    desk.config.write_text(text.replace('name = "valar-1"', 'name = "valar-1"\nhostname = "renamed"'))
+    assert desk.reread().up().changed == ("site",)
+    assert desk.within("systemctl", "show", "--property=MainPID", "netbootd.service") == pid
+    url = f"http://{ADDRESS}/nocloud/{READER.id}/meta-data"
+    ask = f"import urllib.request as r; print(r.urlopen({url!r}, timeout=20).read().decode())"
+    wait_until(lambda: "renamed" in desk.within("python3", "-c", ask), "the new name", timeout=60, explain=desk.log)
+    desk.within("sudo", "sh", "-c", "echo '[tfpt]' >> /srv/netbootd/site/netbootd.toml; systemctl reload netbootd")
+    wait_until(lambda: "stays as it was" in desk.log(), "the refusal", timeout=60, explain=desk.log)
+    assert "renamed" in desk.within("python3", "-c", ask)
+    desk.config.write_text(text)
+    assert desk.reread().up().changed == ("site",)
 
 
 def test_a_restart_in_the_middle_of_transfers_goes_unnoticed(desk: Desk, tmp_path: Path) -> None:
