@@ -3,12 +3,12 @@
     sudo .venv/bin/python -m tests.benchmarks.nfs [--rounds 3]
 
 Prints one Markdown table. It moves itself into a network namespace of its own, with a /run of its own, where both
-servers export the same folder by NFSv3 over TCP, in turn (ganesha with an rpcbind beside it). A file of 300 MB is read by libnfs (nfs-cat) twice; metadata, LOOKUP,
-GETATTR and ACCESS in turn, and READDIRPLUS of a folder of 2,000 names are asked for by a client of the tests' own that
-keeps 64 calls under way, the same for both. Servers are pinned to CPU 0, clients to CPU 1; a server's CPU time is the
-scheduler's, of all its threads. Memory is the proportional set size after all that: of netbootd the whole process, TFTP
-and HTTP included; the line below the table tells what NFS adds to a `netbootd serve --nfs off`. Needs root, and
-Debian's nfs-ganesha, nfs-ganesha-vfs, rpcbind, libnfs-utils.
+servers export the same folder by NFSv3 over TCP, in turn (ganesha with an rpcbind beside it). A file of 300 MB is
+read by libnfs (nfs-cat) twice; metadata, LOOKUP, GETATTR and ACCESS in turn, and READDIRPLUS of a folder of 2,000
+names are asked for by a client of the tests' own that keeps 64 calls under way, the same for both. Servers are pinned
+to CPU 0, clients to CPU 1; a server's CPU time is the scheduler's, of all its threads. Memory is the proportional set
+size after all that: of netbootd the whole process, TFTP and HTTP included; the line below the table tells what NFS
+adds to a `netbootd serve --nfs off`. Needs root, and Debian's nfs-ganesha, nfs-ganesha-vfs, rpcbind, libnfs-utils.
 """
 
 from __future__ import annotations
