@@ -7,6 +7,7 @@ its root, reads it, fetches its seed and phones home.
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from netbootd.config.loader import load
-from netbootd.vm.lifecycle import UNITS, Lifecycle, Talk
+from netbootd.vm.lifecycle import NETBOOTD, UNITS, Lifecycle, Talk
 from netbootd.vm.workstation import Workstation
 from tests.support.collector import URL
 from tests.support.image_cache import DiskImage, mini_image
@@ -87,6 +88,10 @@ class Desk:
         """With the configuration as it is now."""
         return Lifecycle(load(self.config), self.workstation, self.multipass, Talk(print, None))
 
+    def stages(self, name: str) -> list[str]:
+        nodes = json.loads(self.within("sudo", NETBOOTD, "status", "--json"))["nodes"]
+        return [node["stage"] for node in nodes if node["name"] == name]
+
     def log(self) -> str:
         return self.within("sudo", "journalctl", "--no-pager", "--output=cat", "--unit=netbootd", "--lines=40")
 
@@ -127,11 +132,7 @@ def check_boot(desk: Desk) -> None:
     assert report.field("DIGEST") == desk.image.root_file(PAYLOAD)["sha256"]
     assert f"nfsroot={ADDRESS}:" in report.field("CMDLINE")
     assert "META local-hostname: valar-0" in report.body, report.body
-    wait_until(
-        lambda: [node["stage"] for node in desk.lifecycle.status()["nodes"] if node["name"] == "valar-0"] == ["ready"],
-        "the node's last stage",
-        timeout=60,
-    )
+    wait_until(lambda: desk.stages("valar-0") == ["ready"], "the node's last stage", timeout=60)
 
 
 def test_a_fresh_machine_serves_and_a_client_boots(desk: Desk) -> None:
