@@ -7,6 +7,7 @@ its root, reads it, fetches its seed and phones home.
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from netbootd.config.loader import load
-from netbootd.vm.lifecycle import UNITS, Lifecycle, Talk
+from netbootd.vm.lifecycle import NETBOOTD, UNITS, Lifecycle, Talk
 from netbootd.vm.workstation import Workstation
 from tests.support.collector import URL
 from tests.support.image_cache import DiskImage, mini_image
@@ -80,6 +81,19 @@ class Desk:
     multipass: QemuMultipass
     lifecycle: Lifecycle
     image: DiskImage
+    workstation: Workstation
+    config: Path
+
+    def reread(self) -> Lifecycle:
+        """With the configuration as it is now."""
+        return Lifecycle(load(self.config), self.workstation, self.multipass, Talk(print, None))
+
+    def stages(self, name: str) -> list[str]:
+        nodes = json.loads(self.within("sudo", NETBOOTD, "status", "--json"))["nodes"]
+        return [node["stage"] for node in nodes if node["name"] == name]
+
+    def log(self) -> str:
+        return self.within("sudo", "journalctl", "--no-pager", "--output=cat", "--unit=netbootd", "--lines=40")
 
     def within(self, *command: str) -> str:
         return self.multipass.run(VM, command).output.strip()
@@ -103,7 +117,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         workstation = Workstation("linux", "x86_64", home, terminal=False)
         began = time.monotonic()
         said = Talk(lambda text: print(f"[after {time.monotonic() - began:.0f} s] {text}"), None)
-        yield Desk(rack, multipass, Lifecycle(load(clone / "netbootd.toml"), workstation, multipass, said), image)
+        config = clone / "netbootd.toml"
+        lifecycle = Lifecycle(load(config), workstation, multipass, said)
+        yield Desk(rack, multipass, lifecycle, image, workstation, config)
 
 
 def check_boot(desk: Desk) -> None:
@@ -116,11 +132,7 @@ def check_boot(desk: Desk) -> None:
     assert report.field("DIGEST") == desk.image.root_file(PAYLOAD)["sha256"]
     assert f"nfsroot={ADDRESS}:" in report.field("CMDLINE")
     assert "META local-hostname: valar-0" in report.body, report.body
-    wait_until(
-        lambda: [node["stage"] for node in desk.lifecycle.status()["nodes"] if node["name"] == "valar-0"] == ["ready"],
-        "the node's last stage",
-        timeout=60,
-    )
+    wait_until(lambda: desk.stages("valar-0") == ["ready"], "the node's last stage", timeout=60)
 
 
 def test_a_fresh_machine_serves_and_a_client_boots(desk: Desk) -> None:
@@ -144,6 +156,21 @@ def test_a_second_run_changes_nothing(desk: Desk) -> None:
     pid = desk.within("systemctl", "show", "--property=MainPID", "netbootd.service")
     assert desk.lifecycle.up().changed == ()
     assert desk.within("systemctl", "show", "--property=MainPID", "netbootd.service") == pid
+
+
+def test_a_changed_configuration_is_a_reload(desk: Desk) -> None:
+    pid = desk.within("systemctl", "show", "--property=MainPID", "netbootd.service")
+    text = desk.config.read_text()
+    desk.config.write_text(text.replace('name = "valar-1"', 'name = "valar-1"\nhostname = "renamed"'))
+    assert desk.reread().up().changed == ("site",)
+    assert desk.within("systemctl", "show", "--property=MainPID", "netbootd.service") == pid
+    url = f"http://{ADDRESS}/nocloud/{READER.id}/meta-data"
+    ask = f"import urllib.request as r; print(r.urlopen({url!r}, timeout=20).read().decode())"
+    wait_until(lambda: "renamed" in desk.within("python3", "-c", ask), "the new name", timeout=60, explain=desk.log)
+    desk.within("sudo", "sh", "-c", "echo '[tfpt]' >> /srv/netbootd/site/netbootd.toml; systemctl reload netbootd")
+    wait_until(lambda: "stays as it was" in desk.log(), "the refusal", timeout=60, explain=desk.log)
+    assert "renamed" in desk.within("python3", "-c", ask)
+    desk.within("sudo", "sh", "-c", "sed -i '$d' /srv/netbootd/site/netbootd.toml; systemctl reload netbootd")
 
 
 def test_a_restart_in_the_middle_of_transfers_goes_unnoticed(desk: Desk, tmp_path: Path) -> None:

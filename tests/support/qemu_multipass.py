@@ -68,7 +68,10 @@ class QemuMultipass(Multipass):
         public = self._key.with_suffix(".pub").read_text().strip()
         user_data = yaml.safe_load(Path(launch.cloud_init).read_text())
         user_data.setdefault("ssh_authorized_keys", []).append(public)
-        vendor_data = {
+        vendor_data = {  # src/daemon/base_cloud_init_config.h, and what make_cloud_init_vendor_config adds
+            "growpart": {"mode": "auto", "devices": ["/"], "ignore_growroot_disabled": False},
+            "users": ["default"],
+            "manage_etc_hosts": True,
             "ssh_authorized_keys": [public],
             "ssh_genkeytypes": ["ed25519"],  # the test's own, for speed
             "system_info": {"default_user": {"name": "ubuntu"}},
