@@ -23,12 +23,12 @@ mkdir -p "$now/digests"
 if ! same code || ! "$venv/bin/netbootd" --version > /dev/null 2>&1; then
     say "installing netbootd"
     "$venv/bin/python" -c 'import pip' 2> /dev/null || python3 -m venv --clear "$venv"
+    [ ! -e "$new" ] || rm -rf "$now/code" # a checkout's before, and the package index's now
     [ ! -d "$new/code" ] || swap code
     what=$now/code
     [ -d "$what" ] || what=netbootd==$version
+    # a folder is installed anew each time, also where its version is the one that is there
     "$venv/bin/pip" install --quiet --disable-pip-version-check --upgrade "$what"
-    # changed files of the same version: pip would leave those that are there
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --force-reinstall "$what"
     [ ! -e "$new/digests/code" ] || cp "$new/digests/code" "$now/digests/code"
     changed="$changed code"
 fi

@@ -74,13 +74,14 @@ class LazyGroup(click.Group):
 @click.option(
     "-c",
     "--config",
-    type=click.Path(path_type=Path),
+    # readable: what access(2) says counts no capability, by which the service reads root's files; the loader tells
+    type=click.Path(path_type=Path, readable=False),
     envvar="NETBOOTD_CONFIG",
     help="the configuration  [./netbootd.toml, else /etc/netbootd/netbootd.toml, else built-in defaults]",
 )
 @click.option(
     "--state",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
     envvar="NETBOOTD_STATE",
     help="state folder  [/var/lib/netbootd as root, else $XDG_STATE_HOME/netbootd]",
 )

@@ -55,7 +55,7 @@ _LOCAL = {
 # What an earlier preparation (by us or by hand) may have left: ours comes anew.
 _NETBOOT = {
     *("ip", "ip6", "bootif", "nfsroot", "netroot", "ds", "systemd.machine_id", "network_config"),
-    *("overlayroot", "overlayroot_cfgdisk", "rd.neednet", "rd.overlay"),
+    *("overlayroot", "overlayroot_cfgdisk", "netbootd.overlay", "rd.neednet", "rd.overlay"),
 }
 # Hooks that Raspberry Pi Imager and Raspberry Pi OS put in for the first boot, from the boot partition.
 _FIRST_BOOT = {"systemd.run", "systemd.run_success_action", "systemd.run_failure_action"}

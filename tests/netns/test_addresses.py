@@ -16,7 +16,7 @@ try:
     address = address_to_advertise(explicit, configured, interface, binds)
 except HostError as error:
     address = f"status {error.exit_status}"
-table, allowed = Neighbours(), AllowedPeers(None)
+table, allowed = Neighbours(), AllowedPeers(None, interface)
 macs = [str(table.mac_of(neighbour)) for neighbour in neighbours]
 print(json.dumps([address, macs, [allowed(peer) for peer in peers]]))
 table.close(), allowed.close()
@@ -53,6 +53,17 @@ def test_the_order_of_what_is_written_down(host):
     ip(host, "route", "add", "default", "via", "192.0.2.1", "metric", "100")
     assert ask(host)[0] == "198.51.100.7"
     assert ask(host, binds=["192.0.2.20"])[0] == "192.0.2.20"
+
+
+def test_an_interface_by_its_mac_is_the_only_network_that_is_answered(host):
+    """A virtual machine with a NAT of its own, which has the default route, and the bridged card."""
+    ip(host, "route", "add", "default", "via", "198.51.100.1")
+    mac = run(["ip", "netns", "exec", host, "cat", "/sys/class/net/eth0/address"]).stdout.strip()
+    peers = ["192.0.2.99", "198.51.100.99", "127.0.0.1"]
+    for interface in ("eth0", mac, mac.upper()):
+        assert ask(host, interface=interface, peers=peers) == ["192.0.2.20", [], [True, False, True]]
+    assert ask(host, peers=peers) == ["198.51.100.7", [], [True, True, True]]
+    assert ask(host, interface="02:ff:ff:ff:ff:fe", peers=peers)[2] == [False, False, True]
 
 
 def test_the_only_global_address_is_the_one(lab):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.support.netlab import SERVER, Lab
 from tests.support.processes import Argument, Program, read_text, run, wait_until
+
+_SETTLE = 1.0  # seconds: the service writes what it saw in batches, a quarter of a second after the first of them
 
 NETBOOTD = (sys.executable, "-m", "netbootd")
 
@@ -53,11 +56,13 @@ class Netbootd:
 
     def status(self) -> dict[str, dict[str, Any]]:
         """The nodes of ``netbootd status --json``, by serial (by name, where there is none)."""
+        time.sleep(_SETTLE)
         nodes = json.loads(self.command("status", "--json"))["nodes"]
         return {node["serial"] or node["name"]: node for node in nodes}
 
     def events(self, *options: Argument) -> list[dict[str, Any]]:
         """``netbootd events --json``, oldest first."""
+        time.sleep(_SETTLE)
         return [json.loads(line) for line in self.command("events", "--json", *options).splitlines()]
 
     def stages(self, node: str, *, after: int = 0) -> list[str]:

@@ -71,6 +71,7 @@ def test_a_layer_of_our_own_for_dracut(prepared, tmp_path):
     added = trees.unpack(after[len(before) :].lstrip(b"\0"), tmp_path / "added")
     hook = added / "usr/lib/dracut/hooks/pre-pivot/10-netbootd-overlay.sh"
     subprocess.run(["sh", "-n", hook], check=True)
+    assert "tcp 6 TCP" in (added / "etc/protocols").read_text().splitlines()
     # A folder that the initramfs has as a link must not come as a folder: the kernel would remove the link.
     assert not (added / "lib").exists()
 

@@ -66,7 +66,10 @@ def test_each_port_has_a_socket_of_its_own_name() -> None:
         listening[name] = option(path, "ListenStream") + option(path, "ListenDatagram")
     assert listening == {"tftp": ["69"], "http": ["80"], "nfs": ["2049"], "portmap": ["111", "111"]}
     service = SYSTEMD / "netbootd.service"
-    wanted = {f"netbootd-{name}.socket" for name in listening}
+    wanted = {f"netbootd-{name}.socket" for name in listening if name != "nfs"}
+    for unit in ("netbootd-nfs.socket", "netbootd-nfs.service"):  # the one of them that is enabled
+        assert "netbootd.service" in option(SYSTEMD / unit, "WantedBy")[0].split()
+        assert unit in option(service, "After")[0].split()
     assert set(option(service, "Sockets")[0].split()) == wanted
     assert set(option(service, "Wants")[0].split()) == wanted
     assert not option(service, "Requires")  # one taken port would stop everything

@@ -34,6 +34,7 @@ _ORDER = "scripts/init-bottom/ORDER"
 _SCRIPT = "scripts/init-bottom/netbootd-overlay"
 _HOOK = "pre-pivot/10-netbootd-overlay.sh"
 _DHCPCD = "etc/dhcpcd.conf"
+_PROTOCOLS = "etc/protocols"
 
 _LAYER = """\
     modprobe -q overlay
@@ -146,6 +147,10 @@ def extend(boot: Tree, root: Tree, ramdisk: Ramdisk, overlay: tuple[str, ...]) -
     if (settings := _dhcpcd_settings(contents)) is not None:
         members.append(Member(contents.resolve(_DHCPCD), 0o100644, settings.encode("utf-8", "surrogateescape")))
         reasons.append("the DHCP client's identity, so that the running system renews the same lease")
+    if ramdisk.generator == DRACUT and not contents.get(_PROTOCOLS):
+        # mount.nfs looks up what tcp is (getprotobyname(3)), and dracut copies the file of an image that has it.
+        members.append(Member(contents.resolve(_PROTOCOLS), 0o100644, b"tcp 6 TCP\nudp 17 UDP\n"))
+        reasons.append("the numbers of the protocols that mount.nfs asks for by name")
     if members:
         archive = cpio.write([*_folders(contents, members), *members])
         boot.append(ramdisk.path, _padding(boot.size(ramdisk.path)) + archive, f"It gets {', '.join(reasons)}.")

@@ -71,13 +71,12 @@ class ServerImage:
 def server_image() -> ServerImage:
     """The image from the cache, made first where it isn't there."""
     recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    folder = cache() / f"server-{recipe}"
-    with locked(cache() / "server.lock"):
+    folder = cache() / f"debian-server-{recipe}"
+    with locked(cache() / "debian-server.lock"):
         if not folder.is_dir():
-            for old in cache().glob("server-*"):
-                if old.is_dir():
-                    shutil.rmtree(old)
-            part = cache() / "server-new.part"
+            for old in cache().glob("debian-server-*/"):
+                shutil.rmtree(old)
+            part = cache() / "debian-server-new.part"
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             _make(part)
@@ -116,11 +115,11 @@ def wheels(folder: Path) -> Path:
     parser.read(REPOSITORY / "setup.cfg")
     wanted = [line for line in parser["options"]["install_requires"].splitlines() if line.strip()]
     recipe = hashlib.sha256("\n".join([*wanted, _PYTHON]).encode()).hexdigest()[:12]
-    kept = cache() / f"wheels-{recipe}"
+    kept = cache() / f"debian-wheels-{recipe}"
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    with locked(cache() / "wheels.lock"):
+    with locked(cache() / "debian-wheels.lock"):
         if not kept.is_dir():
-            part = cache() / "wheels-new.part"
+            part = cache() / "debian-wheels-new.part"
             shutil.rmtree(part, ignore_errors=True)
             platforms = [f"--platform={tag}_x86_64" for tag in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")]
             chosen = ["--only-binary=:all:", f"--python-version={_PYTHON}", *platforms]
