@@ -1,4 +1,4 @@
-"""A virtual machine's disk for the tests of serving by the kernel: Debian trixie with systemd, sshd, nfsd and its tools.
+"""A virtual machine of the tests of serving by the kernel: a disk of Debian trixie with systemd, sshd and nfsd.
 
 Made by mmdebstrap once and kept in the cache, with the key that opens it; so are the Python packages that a host would
 fetch from the package index.

@@ -118,9 +118,11 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def main(names: Sequence[str]) -> None:
-    makers = {"tiny": tiny_image, "mini": mini_image, "full": full_image}
+    from tests.support.debian_server import server_image
+
+    makers = {"tiny": tiny_image, "mini": mini_image, "server": server_image, "full": full_image}
     for name in names or makers:
-        print(makers[name]().path, flush=True)
+        print(makers[name](), flush=True)
 
 
 if __name__ == "__main__":

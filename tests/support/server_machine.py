@@ -6,9 +6,9 @@ import shlex
 import subprocess
 from pathlib import Path
 
+from tests.support.debian_server import ADDRESS, ServerImage
 from tests.support.netlab import Lab
 from tests.support.processes import Argument, Program, in_namespace, read_text, run, wait_until
-from tests.support.debian_server import ADDRESS, ServerImage
 
 _CPU = ("qemu-system-x86_64", "-M", "q35", "-cpu", "Nehalem,-cx16", "-accel", "tcg,thread=multi", "-smp", "2")
 _MAC = "52:54:00:00:00:0a"
