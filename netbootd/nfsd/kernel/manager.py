@@ -81,6 +81,7 @@ class KernelNfs:
         self._upcalls: Upcalls | None = None
         self._exportfs: exportfs.Exportfs | None = None
         self._adopted = False
+        self._serving: tuple[tuple[str, ...], int] | None = None
         self._registered: tuple[list[Mapping], list[socket.AddressFamily]] | None = None
 
     # ------------------------------------------------------------------ starting
@@ -90,12 +91,15 @@ class KernelNfs:
 
         :raises HostError: this kernel has no NFS server, or it can't be had as it is needed
         """
+        if self._control is not None and self._serving == (tuple(addresses), port) and self._control.threads():
+            return
         mount_nfsd(self._proc)
         self._control = control = self._controls(self._proc)
         self._export()
         if control.threads():
             self._adopt(control, port)
             self._remember(addresses, port, ours=not self._adopted)
+            self._serving = (tuple(addresses), port)
             return
         self._try_an_export()  # before anything runs: it fails where the file system can't be exported
         listeners = tuple(Listener("tcp", address, port) for address in self._usable(addresses))
@@ -108,6 +112,7 @@ class KernelNfs:
             except HostError:
                 self._note.unlink(missing_ok=True)
                 raise
+        self._serving = (tuple(addresses), port)
         _log.info("The kernel's NFS server runs with %d threads on port %d (by %s)", threads, port, control.name)
 
     @staticmethod

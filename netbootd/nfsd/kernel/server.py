@@ -23,7 +23,7 @@ from netbootd.nfsd.v3 import NFS_PROGRAM, NFS_V3
 _log = logging.getLogger(__name__)
 
 _NFS_V4 = 4
-_KEEP_SECONDS = 5.0
+_KEEP_SECONDS = 10.0
 
 
 class KernelServer(EmbeddedServer):
