@@ -20,7 +20,10 @@ SIZE = 88
 _POST_OP = struct.Struct(">6I2Q2I2Q6I")
 _FACTS = struct.Struct(">4x5IQ")
 _WCC = struct.Struct(">Q4I")
-_SIZE_AT, _FILEID_AT, _MTIME_AT = 24, 56, 72
+FILEID_AT = 56
+"""Where the 8 bytes of the fileid lie in a post_op_attr."""
+
+_SIZE_AT, _MTIME_AT = 24, 72
 
 NF3REG, NF3DIR, NF3BLK, NF3CHR, NF3LNK, NF3SOCK, NF3FIFO = 1, 2, 3, 4, 5, 6, 7
 _TYPES = {
@@ -83,17 +86,12 @@ class Facts:
 
 def identity(post_op: bytes) -> bytes:
     """The attributes that change whenever a file is replaced or written: type, size, inode, mtime, ctime."""
-    return post_op[4:8] + post_op[_SIZE_AT : _SIZE_AT + 8] + post_op[_FILEID_AT : _FILEID_AT + 8] + post_op[_MTIME_AT:]
+    return post_op[4:8] + post_op[_SIZE_AT : _SIZE_AT + 8] + post_op[FILEID_AT : FILEID_AT + 8] + post_op[_MTIME_AT:]
 
 
 def mtime(post_op: bytes) -> bytes:
     """The 8 bytes of the modification time."""
     return post_op[_MTIME_AT : _MTIME_AT + 8]
-
-
-def file_id(block: bytes | bytearray, offset: int) -> int:
-    """The fileid (the inode number) of the attributes at `offset` of a block."""
-    return int.from_bytes(block[offset + _FILEID_AT : offset + _FILEID_AT + 8], "big")
 
 
 def wcc_data(post_op: bytes) -> bytes:

@@ -14,17 +14,22 @@ from netbootd.nfsd.tree import Tree
 from netbootd.nfsd.v3 import NFS3ERR_ACCES, NFS3ERR_IO, NFS3ERR_JUKEBOX, NFS3ERR_STALE
 
 _PROBE_STEP = 128 << 10
+_WARM_STEP = 256 << 10
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class OpenFile:
-    """A read-only descriptor that closes itself with its last reference."""
+    """A read-only descriptor that closes itself with its last reference.
 
-    __slots__ = ("fd",)
+    `tells` is false where the file system can't tell what would have to wait for a disk.
+    """
+
+    __slots__ = ("fd", "tells")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.tells = _tells(fd)
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -32,11 +37,14 @@ class OpenFile:
     def read_cached(self, offset: int, count: int) -> bytes | None:
         """`count` bytes if all of them can be had without waiting for a disk, else None."""
         buffer = bytearray(count)
+        return bytes(buffer) if self.read_cached_into(buffer, offset) else None
+
+    def read_cached_into(self, buffer: bytearray | memoryview, offset: int) -> bool:
+        """Fill the buffer, if that can be done without waiting for a disk; else it holds anything."""
         try:
-            got = os.preadv(self.fd, [buffer], offset, os.RWF_NOWAIT)
-        except OSError:  # EAGAIN, or a file system that can't tell
-            return None
-        return bytes(buffer) if got == count else None
+            return os.preadv(self.fd, [buffer], offset, os.RWF_NOWAIT) == len(buffer)
+        except OSError:  # EAGAIN, mostly
+            return False
 
     def cached(self, offset: int, count: int) -> bool:
         """Whether the range seems to be in memory, judged by a byte of every 128 KiB and the last one."""
@@ -49,6 +57,19 @@ class OpenFile:
         except OSError:
             return False
         return True
+
+    def warm(self, offset: int, count: int) -> None:
+        """Bring a range into the page cache. Waits for the disk.
+
+        :raises OSError: the disk failed, or the file has become shorter
+        """
+        buffer = memoryview(bytearray(min(count, _WARM_STEP)))
+        end = offset + count
+        while offset < end:
+            got = os.preadv(self.fd, [buffer[: end - offset]], offset)
+            if not got:
+                raise OSError(errno.EIO, "the file has become shorter")
+            offset += got
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes. May wait for a disk.
@@ -99,14 +120,29 @@ class OpenFiles:
         self._files.clear()
 
 
-def fetch(tree: Tree, number: int, file: OpenFile | None, offset: int, count: int) -> tuple[OpenFile, bytes]:
+def fetch(
+    tree: Tree, number: int, file: OpenFile | None, offset: int, count: int, warm_from: int
+) -> tuple[OpenFile, bytes | None]:
     """Open a file where that is still to be done, and read from it; for a worker thread.
+
+    No data comes with it where `warm_from` or more bytes are in the page cache now.
 
     :raises OSError: see `status_of`
     """
     if file is None:
         file = OpenFile(tree.open(number))
+    if file.tells and count >= warm_from:
+        file.warm(offset, count)
+        return file, None
     return file, file.read(offset, count)
+
+
+def _tells(fd: int) -> bool:
+    try:
+        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    return True
 
 
 def status_of(error: OSError) -> int:

@@ -43,7 +43,7 @@ class PortMapper:
         refuse = self._refuse
         version2 = {0: null, 1: refuse, 2: refuse, 3: self._getport, 4: self._dump}
         version3 = {0: null, 1: refuse, 2: refuse, 3: self._getaddr, 4: self._dump_addresses}
-        return Program(PORTMAP_PROGRAM, {2: version2, 3: version3, 4: {**version3, 9: self._getaddr}})
+        return Program(PORTMAP_PROGRAM, {2: version2, 3: version3, 4: {**version3, 9: self._getversaddr}})
 
     def _refuse(self, args: Reader, caller: Caller) -> Answer:
         return FALSE
@@ -52,16 +52,16 @@ class PortMapper:
         program, version, protocol, _ = args.u32(), args.u32(), args.u32(), args.u32()
         return u32(self._port(program, version, protocol))
 
-    def _port(self, program: int, version: int, protocol: int) -> int:
-        """The port of a service, 0 for none. Another version of a known program gives its port, too: the program
-        itself then says which versions it has (RFC 1833, section 3.2)."""
+    def _port(self, program: int, version: int, protocol: int, *, exact: bool = False) -> int:
+        """The port of a service, 0 for none. Unless it has to be `exact`, another version of a known program gives its
+        port, too: the program itself then says which versions it has (RFC 1833, sections 2.2.1 and 3.2)."""
         found = 0
         for mapping in self._mappings:
             if mapping.program == program and mapping.protocol == protocol:
                 if mapping.version == version:
                     return mapping.port
                 found = mapping.port
-        return found
+        return 0 if exact else found
 
     def _dump(self, args: Reader, caller: Caller) -> Answer:
         lines = [
@@ -71,13 +71,19 @@ class PortMapper:
         return b"".join(lines) + FALSE
 
     def _getaddr(self, args: Reader, caller: Caller) -> Answer:
+        return self._address(args, caller, exact=False)
+
+    def _getversaddr(self, args: Reader, caller: Caller) -> Answer:
+        return self._address(args, caller, exact=True)
+
+    def _address(self, args: Reader, caller: Caller, *, exact: bool) -> bytes:
         program, version = args.u32(), args.u32()
         netid, _, _ = args.opaque(_MAX_STRING), args.opaque(_MAX_STRING), args.opaque(_MAX_STRING)
         protocol = {b"tcp": IPPROTO_TCP, b"tcp6": IPPROTO_TCP, b"udp": IPPROTO_UDP, b"udp6": IPPROTO_UDP}.get(
             netid,
             IPPROTO_UDP if caller.datagram else IPPROTO_TCP,
         )
-        port = self._port(program, version, protocol)
+        port = self._port(program, version, protocol, exact=exact)
         return opaque(universal_address(caller.local, port) if port else b"")
 
     def _dump_addresses(self, args: Reader, caller: Caller) -> Answer:

@@ -51,18 +51,17 @@ class Records:
     It keeps at most one unfinished record of `limit` bytes, and what one `feed` brought.
     """
 
-    __slots__ = ("_buffer", "_limit", "_parts", "_size")
+    __slots__ = ("_begun", "_buffer", "_limit")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._buffer = bytearray()
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._begun = bytearray()  # fragments of a record that has more to come
 
     @property
     def unfinished(self) -> bool:
         """Whether the stream stands in the middle of a record."""
-        return bool(self._buffer) or bool(self._parts)
+        return bool(self._buffer) or bool(self._begun)
 
     def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
         """Take the next bytes of the stream; gives the records that are complete with them.
@@ -76,7 +75,7 @@ class Records:
             while len(buffer) - position >= 4:
                 mark: int = _MARK.unpack_from(buffer, position)[0]
                 length = mark & 0x7FFFFFFF
-                if self._size + length > self._limit:
+                if len(self._begun) + length > self._limit:
                     raise RecordError(f"a record of more than {self._limit} bytes")
                 end = position + 4 + length
                 if end > len(buffer):
@@ -84,14 +83,12 @@ class Records:
                 fragment = bytes(buffer[position + 4 : end])
                 position = end
                 if mark & LAST_FRAGMENT:
-                    if self._parts:
-                        fragment = b"".join((*self._parts, fragment))
-                        self._parts.clear()
-                        self._size = 0
+                    if self._begun:
+                        fragment = bytes(self._begun) + fragment
+                        self._begun.clear()
                     yield fragment
-                elif length:
-                    self._parts.append(fragment)
-                    self._size += length
+                else:
+                    self._begun += fragment
         finally:
             del buffer[:position]
 

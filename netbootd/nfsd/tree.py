@@ -15,7 +15,7 @@ import stat
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from netbootd.nfsd import attributes, posixacl
 from netbootd.nfsd.attributes import Facts
@@ -45,6 +45,7 @@ class Tree:
         """
         self.path = path
         self.fsid = fsid
+        self._root_fd = -1
         self._root_fd = os.open(path, os.O_RDONLY | _FOLDER)
         self._post_ops = bytearray()
         self._parents = array("I")
@@ -61,10 +62,14 @@ class Tree:
         self._by_key: array[int] | None = None
 
     def close(self) -> None:
-        """Give back the root's descriptor. May be called twice."""
+        """Give back the root's descriptor. May be called twice; the last reference that goes does it, too: a thread
+        may still be reading when nobody else wants the tree any more."""
         if self._root_fd >= 0:
             os.close(self._root_fd)
             self._root_fd = -1
+
+    def __del__(self) -> None:
+        self.close()
 
     def __len__(self) -> int:
         return len(self._parents)
@@ -100,10 +105,6 @@ class Tree:
         """The entry's type, mode, owner and size."""
         return Facts(self._post_ops, number * attributes.SIZE)
 
-    def file_id(self, number: int) -> int:
-        """The entry's inode number."""
-        return attributes.file_id(self._post_ops, number * attributes.SIZE)
-
     def parent(self, number: int) -> int:
         """The folder that holds the entry (a hard link's first name counts); the root's parent is the root."""
         return self._parents[number]
@@ -113,9 +114,20 @@ class Tree:
         first = self._first_child[number]
         return range(first, first + self._child_count[number])
 
-    def child(self, entry: int) -> int:
-        """The number behind a directory entry."""
-        return self._targets_of_entries[entry]
+    def listing(self, entries: range) -> Iterator[tuple[bytearray, int, bytearray]]:
+        """Of each directory entry: its name, the number behind it, and the attributes of that as a post_op_attr."""
+        names, ends, targets, attrs, size = (
+            self._names,
+            self._name_ends,
+            self._targets_of_entries,
+            self._post_ops,
+            attributes.SIZE,
+        )
+        begin = ends[entries.start - 1] if entries.start else 0
+        for entry in entries:
+            end, number = ends[entry], targets[entry]
+            yield names[begin:end], number, attrs[number * size : (number + 1) * size]
+            begin = end
 
     def name(self, entry: int) -> bytes:
         """The name of a directory entry."""

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 from netbootd.nfsd import attributes, handles, posixacl
 from netbootd.nfsd.attributes import EXECUTE, NF3DIR, NF3REG, Facts
 from netbootd.nfsd.rpc import Answer, Caller, Credential, Later, Procedure, Program, null
 from netbootd.nfsd.tree import Tree
-from netbootd.nfsd.xdr import FALSE, TRUE, Reader, opaque, u32, u64
+from netbootd.nfsd.xdr import FALSE, TRUE, Reader, opaque, padding, u32, u64
 
 NFS_PROGRAM = 100003
 NFS_V3 = 3
@@ -53,9 +54,9 @@ _NO_ATTRIBUTES = FALSE
 _NO_WCC = FALSE * 2
 _ACCESS_READ, _ACCESS_LOOKUP, _ACCESS_EXECUTE = 0x01, 0x02, 0x20
 _FIRST_CHILD_COOKIE = 3  # 1 and 2 stand behind "." and ".."
-_ENTRY_HEAD = struct.Struct(">IQI")
+_ENTRY_HEAD = struct.Struct(">I8sI")
 _COOKIE = struct.Struct(">Q")
-_HANDLE_TAIL = struct.Struct(">IQ")
+_PLUS = struct.Struct(f">Q{attributes.SIZE}s20sIQ")  # cookie, post_op_attr, post_op_fh3
 _FSINFO = struct.Struct(">7IQ3I")
 _FSF_LINK, _FSF_SYMLINK, _FSF_HOMOGENEOUS = 0x01, 0x02, 0x08
 _PATHCONF = struct.Struct(">6I")
@@ -269,20 +270,14 @@ class NfsV3:
         start, here, ours = self._enter(tree, folder, cookie, verifier, caller)
         parts = [_OK, here, ours]
         room = min(room, MAX_FOLDER_REPLY) - (4 + len(here) + 8 + 8)  # status (counted to be safe) to eof
-        children = tree.children(folder)
-        end = len(children) + _FIRST_CHILD_COOKIE - 1
-        while start < end:
-            name, number = _entry(tree, folder, children, start)
-            entry = _ENTRY_HEAD.pack(1, tree.file_id(number), len(name)) + _padded(name) + _COOKIE.pack(start + 1)
+        for name, _, its in _entries(tree, folder, start):
+            entry = _entry(name, its) + _COOKIE.pack(start + 1)
             room -= len(entry)
             if room < 0:
                 break
             parts.append(entry)
             start += 1
-        if len(parts) == 3 and start < end:
-            raise NfsError(NFS3ERR_TOOSMALL, here)
-        parts.append(FALSE + (TRUE if start >= end else FALSE))
-        return b"".join(parts)
+        return _listed(tree, folder, parts, start, here)
 
     def _readdirplus(self, args: Reader, caller: Caller) -> Answer:
         tree, folder = object_of(self._trees, args)
@@ -292,22 +287,18 @@ class NfsV3:
         parts = [_OK, here, ours]
         room = min(room, MAX_FOLDER_REPLY) - (4 + len(here) + 8 + 8)
         handle_head = TRUE + u32(handles.SIZE) + handles.TAG + tree.fsid
-        children = tree.children(folder)
-        end = len(children) + _FIRST_CHILD_COOKIE - 1
-        while start < end:
-            name, number = _entry(tree, folder, children, start)
-            entry = _ENTRY_HEAD.pack(1, tree.file_id(number), len(name)) + _padded(name) + _COOKIE.pack(start + 1)
-            names_room -= len(entry)
-            entry += tree.post_op(number) + handle_head + _HANDLE_TAIL.pack(number, tree.key(number))
+        key_of = tree.key
+        for name, number, its in _entries(tree, folder, start):
+            start += 1
+            entry = _entry(name, its)
+            names_room -= len(entry) + _COOKIE.size
+            entry += _PLUS.pack(start, its, handle_head, number, key_of(number))
             room -= len(entry)
             if room < 0 or (names_room < 0 and len(parts) > 3):
+                start -= 1
                 break
             parts.append(entry)
-            start += 1
-        if len(parts) == 3 and start < end:
-            raise NfsError(NFS3ERR_TOOSMALL, here)
-        parts.append(FALSE + (TRUE if start >= end else FALSE))
-        return b"".join(parts)
+        return _listed(tree, folder, parts, start, here)
 
     def _enter(self, tree: Tree, folder: int, cookie: int, verifier: bytes, caller: Caller) -> tuple[int, bytes, bytes]:
         """Check a listing's arguments. Gives the position to go on from, the folder's attributes, its verifier.
@@ -442,16 +433,29 @@ class NfsV3:
         return attributes.wcc_data(tree.post_op(number))
 
 
-def _entry(tree: Tree, folder: int, children: range, position: int) -> tuple[bytes, int]:
-    """Name and number at a position of a listing: ``.``, ``..``, then the folder's own entries."""
-    if position >= _FIRST_CHILD_COOKIE - 1:
-        entry = children[position - _FIRST_CHILD_COOKIE + 1]
-        return tree.name(entry), tree.child(entry)
-    return (b".", folder) if position == 0 else (b"..", tree.parent(folder))
+def _entries(tree: Tree, folder: int, position: int) -> Iterator[tuple[bytes | bytearray, int, bytes | bytearray]]:
+    """Names, numbers and attributes from a position of a listing on: ``.``, ``..``, then the folder's own entries."""
+    parent = tree.parent(folder)
+    dots = ((b".", folder, tree.post_op(folder)), (b"..", parent, tree.post_op(parent)))
+    return chain(dots[position:], tree.listing(tree.children(folder)[max(0, position - len(dots)) :]))
 
 
-def _padded(name: bytes) -> bytes:
-    return name + bytes(-len(name) & 3)
+def _entry(name: bytes | bytearray, its: bytes | bytearray) -> bytes:
+    """The head of an entry3 or entryplus3: that there is one, its fileid, its name."""
+    length = len(name)
+    return _ENTRY_HEAD.pack(1, its[attributes.FILEID_AT : attributes.FILEID_AT + 8], length) + name + padding(length)
+
+
+def _listed(tree: Tree, folder: int, parts: list[bytes], end: int, here: bytes) -> bytes:
+    """A listing's answer, of what comes before the entries and the entries up to the position `end`.
+
+    :raises NfsError: NFS3ERR_TOOSMALL, there are more, but not one of them fits
+    """
+    eof = end >= len(tree.children(folder)) + _FIRST_CHILD_COOKIE - 1
+    if len(parts) == 3 and not eof:
+        raise NfsError(NFS3ERR_TOOSMALL, here)
+    parts.append(FALSE + (TRUE if eof else FALSE))
+    return b"".join(parts)
 
 
 def _sattr3(args: Reader) -> None:
