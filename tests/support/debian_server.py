@@ -32,6 +32,18 @@ _SLOW = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer"),
     *("dpkg-db-backup.timer", "systemd-networkd-wait-online.service", "man-db.timer"),
 )
+# what a wheel is made of
+_SOURCES = (
+    "netbootd",
+    "cloud-init",
+    "systemd",
+    "vm",
+    "setup.cfg",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+)
 _PYTHON = "3.13"
 _DISK = "2G"
 
@@ -127,11 +139,11 @@ def wheels(folder: Path) -> Path:
             part.rename(kept)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         source = Path(name, "source")  # pip leaves a build folder behind where it builds
-        run(["git", "clone", "-q", "--no-hardlinks", "--depth=1", REPOSITORY.as_uri(), source])
-        for path in run(["git", "ls-files", "-mo", "--exclude-standard"]).stdout.splitlines():
-            if (REPOSITORY / path).is_file():
-                (source / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(REPOSITORY / path, source / path)
+        for part in _SOURCES:
+            if (REPOSITORY / part).is_dir():
+                shutil.copytree(REPOSITORY / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(REPOSITORY / part, source / part)
         tree = Path(name, "wheels")
         shutil.copytree(kept, tree)
         tree.chmod(0o755)
