@@ -1,8 +1,8 @@
 """One client's TCP connection: records in, answers out, at the client's own pace.
 
-Sockets are driven by hand (add_reader, sendmsg, sendfile), so that what a socket has no room for stays in the page
-cache until it is sent, and a client that doesn't read is not read from: what one connection can make us hold is bounded
-by the constants below.
+Sockets are driven by hand (add_reader, sendmsg, sendfile), so that file data goes from the page cache to the socket
+without passing through Python, and a client that doesn't read is not read from: what one connection can make us hold
+is bounded by the constants below.
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ class Shared:
     closed: Callable[[Connection], None]
     counters: Counters = field(default_factory=Counters)
     buffer: bytearray = field(default_factory=lambda: bytearray(_RECEIVE))
-    data: bytearray = field(default_factory=lambda: bytearray(MAX_READ))
 
 
 @dataclass(slots=True)
@@ -268,8 +267,6 @@ class Connection:
                 if data is not None:
                     self._put(head, wanted.head, data, padding(count))
                     return
-            elif not self._out and self._send_now(head, wanted, file):
-                return
             elif file.cached(offset, count):
                 self._put_data(head, wanted, file)
                 return
@@ -300,42 +297,11 @@ class Connection:
             self._put_data(head, wanted, file if data is None else data)
         self._step()
 
-    def _send_now(self, head: bytes, wanted: FileData, file: OpenFile) -> bool:
-        """Send the answer to a READ as a copy; False where the page cache hasn't got the data.
-
-        What a free socket takes at once costs less this way than by sendfile, which hands over 16 pages at a time. The
-        rest of what it doesn't take is left to sendfile: nothing is read twice, and nothing is held.
-        """
-        offset, count = wanted.offset, wanted.count
-        data = memoryview(self._shared.data)[:count]
-        if not file.read_cached_into(data, offset):
-            return False
-        front, tail = _around(head, wanted)
-        sent = 0
-        try:
-            sent = self._socket.sendmsg((front, data, tail))
-        except (BlockingIOError, InterruptedError):
-            pass
-        except OSError as error:
-            _log.debug("connection of %s ended while sending: %s", self.address, error)
-            self.close()
-            return True
-        self.active = time.monotonic()
-        self._shared.counters.bytes_sent += sent
-        if sent < len(front):
-            self._queue(front[sent:])
-        sent = max(sent - len(front), 0)
-        if sent < count:
-            self._out.append(_Segment(file, offset + sent, count - sent, self.active))
-        tail = tail[max(sent - count, 0) :]
-        if tail:
-            self._queue(tail)
-        return True
-
     def _put_data(self, head: bytes, wanted: FileData, data: bytes | OpenFile) -> None:
         """Queue the answer to a READ: the data, or the file from which it is to be sent."""
-        front, tail = _around(head, wanted)
-        self._queue(front)
+        tail = padding(wanted.count)
+        length = len(head) + len(wanted.head) + wanted.count + len(tail)
+        self._queue(u32(LAST_FRAGMENT | length) + head + wanted.head)
         if isinstance(data, OpenFile):
             self._out.append(_Segment(data, wanted.offset, wanted.count, time.monotonic()))
         else:
@@ -421,10 +387,3 @@ class Connection:
             sent -= len(first)
             self._out_bytes -= len(first)
         return total
-
-
-def _around(head: bytes, wanted: FileData) -> tuple[bytes, bytes]:
-    """What goes before and behind the data in the answer to a READ."""
-    tail = padding(wanted.count)
-    length = len(head) + len(wanted.head) + wanted.count + len(tail)
-    return u32(LAST_FRAGMENT | length) + head + wanted.head, tail

@@ -37,14 +37,11 @@ class OpenFile:
     def read_cached(self, offset: int, count: int) -> bytes | None:
         """`count` bytes if all of them can be had without waiting for a disk, else None."""
         buffer = bytearray(count)
-        return bytes(buffer) if self.read_cached_into(buffer, offset) else None
-
-    def read_cached_into(self, buffer: bytearray | memoryview, offset: int) -> bool:
-        """Fill the buffer, if that can be done without waiting for a disk; else it holds anything."""
         try:
-            return os.preadv(self.fd, [buffer], offset, os.RWF_NOWAIT) == len(buffer)
+            got = os.preadv(self.fd, [buffer], offset, os.RWF_NOWAIT)
         except OSError:  # EAGAIN, mostly
-            return False
+            return None
+        return bytes(buffer) if got == count else None
 
     def cached(self, offset: int, count: int) -> bool:
         """Whether the range seems to be in memory, judged by a byte of every 128 KiB and the last one."""

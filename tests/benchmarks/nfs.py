@@ -43,7 +43,7 @@ _INSIDE = "NETBOOTD_BENCHMARK_INSIDE"
 GENERATION = "0123456789abcdef"
 
 GANESHA = """
-NFS_CORE_PARAM {{ NFS_Protocols = 3; Enable_NLM = false; Enable_UDP = false; }}
+NFS_CORE_PARAM {{ NFS_Protocols = 3; Enable_NLM = false; Enable_RQUOTA = false; Enable_UDP = false; }}
 EXPORT_DEFAULTS {{ Squash = No_Root_Squash; SecType = sys, none; Protocols = 3; Transports = TCP; }}
 EXPORT {{ Export_Id = 1; Path = {root}; Pseudo = /bench; Access_Type = RO; FSAL {{ Name = VFS; }} }}
 LOG {{ Default_Log_Level = WARN; }}
