@@ -212,8 +212,10 @@ def _fill(
             progress.advance(amount)
 
         progress.step("Reading the boot partition")
+        progress.total(fat.used_bytes)
         counts = {"boot": export_fat(fat, boot, progress=advance)}
         progress.step("Reading the root file system")
+        progress.total(ext4.used_bytes)  # its tables too, so that the end comes a little early
         counts["root"] = export_ext4(ext4, root, progress=advance)
         card = stage_card(image.window, dict(spec.card), work, progress, stop) if spec.card else None
     progress.step("Patching")

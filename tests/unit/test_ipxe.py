@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import re
-import threading
 from pathlib import Path
 
 import aiohttp
@@ -15,12 +14,11 @@ from netbootd.boot import ipxe
 from netbootd.boot.files import BootDirectory
 from netbootd.boot.identify import Identities
 from netbootd.boot.sessions import Sessions
-from netbootd.cli import main as program
 from netbootd.errors import ConfigError
 from netbootd.httpd.bootfiles import BootFileRoutes
 from netbootd.httpd.ipxe import IpxeRoutes
 from netbootd.httpd.server import HttpServer, HttpSettings
-from netbootd.images import build, pc, web
+from netbootd.images import build, pc
 from netbootd.model.facts import PC, ImageFacts
 from netbootd.model.identity import MacAddress, Serial
 from netbootd.model.network import ServerAddress
@@ -29,8 +27,7 @@ from netbootd.service.exports import GenerationExports
 from netbootd.store.generations import Generations
 from netbootd.store.layout import Layout
 from tests.support.live_iso import FILES, INITRD, KERNEL, live_iso
-from tests.support.openpgp import Keys
-from tests.support.publisher import Publisher, sha256
+from tests.support.publisher import sha256
 
 ISO = "ubuntu-24.04.3-live-server-amd64.iso"
 MAC = MacAddress("52:54:00:12:34:56")
@@ -120,46 +117,15 @@ def test_explanations_are_shown_as_they_are():
 
 
 @pytest.fixture
-def publisher(monkeypatch):
-    """A publisher in a thread of its own: the command has its own event loop."""
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    made = Publisher()
-    asyncio.run_coroutine_threadsafe(made.__aenter__(), loop).result(10)
-    yield made
-    asyncio.run_coroutine_threadsafe(made.__aexit__(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
-
-
-@pytest.fixture(scope="module")
-def keys():
-    made = Keys()
-    made.new("publisher")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
+def run(netbootd):
     """Run netbootd in an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(web.Retries, "delay", lambda self, fault: 0.0)
-    for name in ("NETBOOTD_CONFIG", "NETBOOTD_STATE"):
-        monkeypatch.delenv(name, raising=False)
 
     def call(*words):
         if words[0] == "prepare":
             words = ("prepare", "--advertise", "192.0.2.1", *words[1:])
-        with pytest.raises(SystemExit) as caught:
-            program.main(["--state", "state", *map(str, words)])
-        out, err = capsys.readouterr()
+        status, out, err = netbootd(*words)
         assert "Traceback" not in err
-        return caught.value.code, out, err
+        return status, out, err
 
     return call
 

@@ -6,14 +6,11 @@ import lzma
 import os
 import signal
 import sys
-import threading
 
 import pytest
 
-from netbootd.cli import main as program
-from netbootd.images import web
 from tests.support.processes import Program, wait_until
-from tests.support.publisher import Publisher, sha256
+from tests.support.publisher import sha256
 
 IMAGE = b"\0" * 100_000
 PACKED = lzma.compress(IMAGE)
@@ -21,40 +18,18 @@ NAME = "ubuntu-24.04.3-preinstalled-server-arm64+raspi.img.xz"
 
 
 @pytest.fixture
-def publisher(monkeypatch):
-    """A publisher in a thread of its own: the command has its own event loop."""
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    made = Publisher()
-    asyncio.run_coroutine_threadsafe(made.__aenter__(), loop).result(10)
-    made.ubuntu("noble", {NAME: PACKED})
-    made.index([])
-    made.files["/x.img.xz"] = PACKED
-    yield made
-    asyncio.run_coroutine_threadsafe(made.__aexit__(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
+def publisher(publisher):
+    """It has one image of Ubuntu's, an empty index, and a file."""
+    publisher.ubuntu("noble", {NAME: PACKED})
+    publisher.index([])
+    publisher.files["/x.img.xz"] = PACKED
+    return publisher
 
 
 @pytest.fixture
-def prepare(capsys, tmp_path, monkeypatch):
+def prepare(netbootd):
     """Run ``netbootd prepare`` in an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(web.Retries, "delay", lambda self, fault: 0.0)
-    for name in ("NETBOOTD_CONFIG", "NETBOOTD_STATE"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*words):
-        with pytest.raises(SystemExit) as caught:
-            program.main(["--state", "state", "prepare", "--advertise", "192.0.2.1", *words])
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return run
+    return lambda *words: netbootd("prepare", "--advertise", "192.0.2.1", *words)
 
 
 def refused(result, status):

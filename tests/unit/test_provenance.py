@@ -7,39 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from netbootd.cli import main as program
-from netbootd.images import web
 from netbootd.store.archives import Archives
 from netbootd.store.generations import Generations
 from netbootd.store.layout import Layout
 from tests.support.live_iso import live_iso
-from tests.support.openpgp import Keys
 from tests.support.publisher import sha256
 
 ISO = "ubuntu-24.04.3-live-server-amd64.iso"
 
 
-@pytest.fixture(scope="module")
-def keys():
-    made = Keys()
-    made.new("publisher")
-    yield made
-    made.close()
-
-
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
+def run(netbootd):
     """Run netbootd in an empty folder, for its JSON."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(web.Retries, "delay", lambda self, fault: 0.0)
-    for name in ("NETBOOTD_CONFIG", "NETBOOTD_STATE"):
-        monkeypatch.delenv(name, raising=False)
 
     def call(*words, status=0):
-        with pytest.raises(SystemExit) as caught:
-            program.main(["--state", "state", *map(str, words)])
-        out, err = capsys.readouterr()
-        assert (caught.value.code, "Traceback" in err) == (status, False), err
+        found, out, err = netbootd(*words)
+        assert (found, "Traceback" in err) == (status, False), err
         return json.loads(out) if out.startswith("{") else out
 
     return call
