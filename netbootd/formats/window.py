@@ -22,6 +22,10 @@ class Window:
         """A window on the whole of an open regular file."""
         return cls(fd, 0, os.fstat(fd).st_size)
 
+    def holds(self, offset: int, length: int) -> bool:
+        """Whether the descriptor itself has these bytes, so that they may be copied from it without `read`."""
+        return 0 <= offset <= offset + length <= self.size
+
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes at `offset` of the window.
 

@@ -191,6 +191,7 @@ def _fill(
     with decompress(
         archive,
         work,
+        landing=None if spec.card else work / "landing",  # a card is made of the image as a whole
         progress=progress,
         sha256=release.sha256,
         extract_sha256=release.extract_sha256,
@@ -201,7 +202,7 @@ def _fill(
         boot_partition, root_partition = find_boot_and_root(image.window, table)
         fat = Fat(image.window.sub(boot_partition.offset, boot_partition.size))
         ext4 = Ext4(image.window.sub(root_partition.offset, root_partition.size))
-        _check_room(work, fat, ext4)
+        _check_room(work, fat, ext4, image.landed.size if image.landed else 0)
         boot, root = work / "boot", work / "root"
         boot.mkdir()
         root.mkdir()
@@ -281,8 +282,8 @@ def _ending() -> dict[str, str]:
     return {"tool": f"netbootd {__version__}", "created": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
-def _check_room(work: Path, fat: Fat, ext4: Ext4) -> None:
-    needed = fat.used_bytes + ext4.used_bytes
+def _check_room(work: Path, fat: Fat, ext4: Ext4, there: int) -> None:
+    needed = max(0, fat.used_bytes + ext4.used_bytes - there)
     free = shutil.disk_usage(work).free
     if free < needed:
         raise HostError(

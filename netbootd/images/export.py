@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from netbootd.errors import HostError
-from netbootd.formats.ext4 import Entry, Ext4, Kind
+from netbootd.formats.ext4 import Entry, Ext4, Extent, Kind
 from netbootd.formats.fat import Fat
+from netbootd.images.decompress.landing import LandedWindow
 
 _CHUNK = 1 << 20
 _LARGE = 256 << 10  # from here on the kernel copies: where the store can, it shares the blocks instead
@@ -123,7 +124,8 @@ def _forget_inherited(fd: int) -> None:
 def export_ext4(ext4: Ext4, folder: Path, progress: Advance) -> Counts:
     """Write everything in `ext4` into the empty `folder`, which becomes its root.
 
-    The caller keeps others out of the folder above meanwhile.
+    The caller keeps others out of the folder above meanwhile. Content that landed in files while the image was decoded
+    (`netbootd.images.decompress.landing`) is moved to its place, not written again.
 
     :raises FormatError: the file system is damaged or hostile
     :raises HostError: the store can't keep an attribute or a size
@@ -140,7 +142,19 @@ def export_ext4(ext4: Ext4, folder: Path, progress: Advance) -> Counts:
 class _Export:
     """One run over one file system, with a descriptor for each folder that is being filled."""
 
-    __slots__ = ("_buffer", "_bytes", "_copies", "_count", "_entry", "_fs", "_linked", "_open", "_progress", "_told")
+    __slots__ = (
+        "_buffer",
+        "_bytes",
+        "_copies",
+        "_count",
+        "_entry",
+        "_fs",
+        "_landed",
+        "_linked",
+        "_open",
+        "_progress",
+        "_told",
+    )
 
     def __init__(self, ext4: Ext4, progress: Advance) -> None:
         self._fs = ext4
@@ -148,7 +162,9 @@ class _Export:
         self._open: list[tuple[int, Entry]] = []
         self._entry: Entry | None = None
         self._linked: dict[int, bytes] = {}  # the first path of inodes that have more than one
-        self._copies = not ext4.replayed  # what the journal holds has to be read by `Ext4.read`
+        self._copies = True  # the kernel, from the image into files
+        window = ext4.window
+        self._landed = window.files if isinstance(window, LandedWindow) else None
         self._buffer = memoryview(bytearray(_CHUNK))
         self._count = dict.fromkeys(("files", "folders", "symlinks", "hard_links", "nodes"), 0)
         self._bytes = 0
@@ -231,6 +247,28 @@ class _Export:
     # ---------------------------------------------------------------- content
 
     def _file(self, entry: Entry, above: int) -> None:
+        if self._landed is None:
+            self._new_file(entry, above)
+            return
+        rest = self._landed.take(entry.inode.number, entry.extents, entry.name, above)
+        if rest is None:
+            self._new_file(entry, above)
+            return
+        self._advance(_content(entry.extents) - _content(rest))
+        if not rest and entry.extents[-1].disk is not None:
+            self._dress_name(above, entry)  # it is complete: there is no need to open it
+            return
+        fd = os.open(entry.name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+        try:
+            for offset, length, disk in rest:
+                if disk is not None:
+                    self._copy(disk, fd, offset, length)
+            os.ftruncate(fd, entry.inode.size)
+            self._dress(fd, entry)
+        finally:
+            os.close(fd)
+
+    def _new_file(self, entry: Entry, above: int) -> None:
         inode = entry.inode
         fd = os.open(entry.name, _NEW, 0o600, dir_fd=above)
         try:
@@ -254,7 +292,8 @@ class _Export:
         """Copy a stretch of the image into a file."""
         window = self._fs.window
         end = disk + length
-        if length >= _LARGE and self._copies and end <= window.size:
+        here = not self._fs.replayed and window.holds(disk, length)  # else it has to be read by `Ext4.read`
+        if here and self._copies and length >= _LARGE:
             while disk < end:
                 try:
                     count = os.copy_file_range(window.fd, fd, min(_CHUNK, end - disk), window.offset + disk, offset)
@@ -271,7 +310,7 @@ class _Export:
         while disk < end:
             part = self._buffer[: min(_CHUNK, end - disk)]
             count = len(part)
-            if self._fs.replayed or os.preadv(window.fd, [part], window.offset + disk) != count:
+            if not here or os.preadv(window.fd, [part], window.offset + disk) != count:
                 part = memoryview(self._fs.read(disk, count))
             _write(fd, part, offset)
             disk += count
@@ -324,6 +363,11 @@ class _Export:
                 f" {error.strerror}.",
                 hint="Choose a folder on ext4 (made with -O ea_inode for large attributes), XFS or btrfs with --state.",
             ) from error
+
+
+def _content(extents: list[Extent]) -> int:
+    """Bytes that are no holes."""
+    return sum(extent.length for extent in extents if extent.disk is not None)
 
 
 def _shown(entry: Entry) -> str:

@@ -115,10 +115,13 @@ def main() -> None:
         archive = found[name]
         digest = run(["sha256sum", archive]).stdout.split()[0]
         mine, theirs = [], []
-        for _ in range(arguments.rounds):
-            for side in (mine, theirs):
-                with tempfile.TemporaryDirectory(prefix="bench-", dir=arguments.work or cache()) as text:
-                    target = Path(text)
+        # ext4 leaves inodes unused for minutes after their files were deleted, and searches past them for each new one:
+        # nothing is deleted before the last round, lest a round pay for the one before.
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=arguments.work or cache()) as text:
+            for number in range(arguments.rounds):
+                for side in (mine, theirs):
+                    target = Path(text) / f"{number}-{'mine' if side is mine else 'theirs'}"
+                    target.mkdir()
                     os.sync()
                     if side is mine:
                         mine.append(ours(archive, digest, target))

@@ -19,6 +19,7 @@ from types import TracebackType
 from netbootd.errors import FormatError, HostError, NotFoundError, VerificationError
 from netbootd.formats.window import Window
 from netbootd.images.decompress import containers, streams, xz
+from netbootd.images.decompress.landing import Landed, LandedWindow, LandingFile
 from netbootd.images.decompress.sparse import HEAD, LIMIT, BackgroundWriter, SparseFile, check_head
 from netbootd.images.progress import Progress
 
@@ -46,21 +47,27 @@ class Stopped(Exception):  # noqa: N818 - not a failure: the caller asked for it
 class RawImage:
     """A raw disk image: `size` bytes at `offset` of the descriptor `fd`, which this object owns.
 
-    `kind` is what it was packed as (xz, gzip, zstd, zip, tar, plain; ``xz, tar`` for a tar inside).
+    `kind` is what it was packed as (xz, gzip, zstd, zip, tar, plain; ``xz, tar`` for a tar inside). Where parts of it
+    have `landed` in files, the descriptor alone is not the image: read it through `window`.
     """
 
     fd: int
     offset: int
     size: int
     kind: str
+    landed: Landed | None = None
 
     @property
     def window(self) -> Window:
         """Random access to the image, as long as this object is open."""
+        if self.landed is not None:
+            return LandedWindow(self.fd, self.offset, self.size, self.landed)
         return Window(self.fd, self.offset, self.size)
 
     def close(self) -> None:
-        """Close the descriptor; a scratch file is gone with it. May be called twice."""
+        """Close the descriptor; the scratch file is gone with it, and whatever landed and was not taken."""
+        if self.landed is not None:
+            self.landed.close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -78,6 +85,7 @@ def decompress(
     path: Path,
     scratch: Path,
     *,
+    landing: Path | None = None,
     progress: Progress,
     sha256: str = "",
     extract_sha256: str = "",
@@ -88,6 +96,8 @@ def decompress(
     """The image in the archive `path`. It blocks; run it in a thread beside an event loop.
 
     :param scratch: an existing folder on a file system with room; nothing with a name is made in it
+    :param landing: a folder to be made, in which the content of files lands (see `decompress.landing`); none does
+        where the archive is read in place
     :param sha256: the archive's digest (hex), checked beside the decoding where it is given
     :param extract_sha256: the image's digest, checked likewise
     :param limit: bytes that the image may have
@@ -100,7 +110,7 @@ def decompress(
     """
     stop = stop or threading.Event()
     with _Archive(path, sha256, stop) as archive:
-        job = _Job(archive, scratch, progress, extract_sha256, limit, workers or _cores(), stop)
+        job = _Job(archive, scratch, landing, progress, extract_sha256, limit, workers or _cores(), stop)
         image = job.run()
         try:
             archive.check()
@@ -192,6 +202,7 @@ class _Job:
 
     archive: _Archive
     scratch: Path
+    landing: Path | None
     progress: Progress
     extract_sha256: str
     limit: int
@@ -221,17 +232,21 @@ class _Job:
         return self._inside(RawImage(os.dup(self.archive.fd), 0, self.archive.size, "plain"))
 
     def _unpacked(self, kind: str, unpack: Callable[[SparseFile], str]) -> RawImage:
-        """Run `unpack` into a new scratch file; it returns the image's digest where one is wanted."""
-        target = SparseFile(self.scratch, self.limit)
+        """Run `unpack` into a new scratch file; it returns the image's digest where that was worked out on the way."""
+        landing = LandingFile(self.scratch, self.limit, self.landing) if self.landing else None
+        target = landing or SparseFile(self.scratch, self.limit)
+        image = RawImage(target.fd, 0, 0, kind, landing.landed if landing else None)
         try:
             digest = unpack(target)
             if self.stop.is_set():
                 raise Stopped
             target.finish()
-            self._compare(digest)
-            return self._inside(RawImage(os.dup(target.fd), 0, target.size, kind))
-        finally:
-            target.close()
+            image.size = target.size
+            self._compare(digest or (self._hashed(image.window) if self.extract_sha256 else ""))
+        except BaseException:
+            image.close()
+            raise
+        return self._inside(image)
 
     def _inside(self, image: RawImage) -> RawImage:
         """The image itself, where it lies in a tar archive."""
@@ -282,8 +297,8 @@ class _Job:
             self._drive(writer, decode)
             return digest.hexdigest() if digest is not None else ""
         self._parallel(target, found, max(1, min(self.workers, xz.MEMORY // needed)))
-        target.size = total
-        return self._hashed(Window(target.fd, 0, total)) if self.extract_sha256 else ""
+        target.reach(total)
+        return ""
 
     def _parallel(self, target: SparseFile, found: list[xz.Block], workers: int) -> None:
         done = [0] * len(found)

@@ -27,15 +27,15 @@ _EVERY = 64 << 20  # bytes written between two looks at the free room
 
 
 class SparseFile:
-    """A scratch file without a name: it is gone with its last descriptor, also after kill -9.
+    """A scratch file without a name: it is gone with its last descriptor, also after kill -9. `fd` is the caller's.
 
     `write` may be called from several threads for ranges that don't overlap.
     """
 
     def __init__(self, folder: Path, limit: int = LIMIT) -> None:
+        self.folder = folder
         self.limit = limit
         self.size = 0
-        self._folder = folder
         self._lock = threading.Lock()
         self._unseen = 0
         self.fd = _nameless(folder)
@@ -47,14 +47,28 @@ class SparseFile:
         :raises FormatError: beyond the limit, or the first bytes are no disk image's
         :raises HostError: the disk is full
         """
-        end = position + len(data)
-        if end > self.limit:
+        self.check(position, data)
+        self.put(position, data)
+        self.reach(position + len(data))
+
+    def check(self, position: int, data: bytes) -> None:
+        """See whether this can be a part of an image.
+
+        :raises FormatError: see `write`
+        """
+        if position + len(data) > self.limit:
             raise FormatError(
                 f"Decompressing: the image is larger than {self.limit >> 30} GiB.",
                 hint="No image for a Pi is that large: the archive is damaged or made to fill disks.",
             )
         if position == 0 and len(data) >= HEAD:
             check_head(data, tar=True)
+
+    def put(self, position: int, data: bytes) -> None:
+        """As `write`, of what has been checked; the size stays as it is.
+
+        :raises HostError: the disk is full
+        """
         view = memoryview(data)
         start = None
         for at in range(0, len(data), _PIECE):
@@ -66,25 +80,39 @@ class SparseFile:
                 start = at
         if start is not None:
             self._put(position + start, view[start:])
+
+    def reach(self, end: int) -> None:
+        """Note that the image has at least `end` bytes."""
         with self._lock:
             self.size = max(self.size, end)
 
     def _put(self, position: int, data: memoryview) -> None:
-        with self._lock:
-            self._unseen += len(data)
-            look = self._unseen >= _EVERY
-            if look:
-                self._unseen = 0
-        if look:
-            self._room()
+        self.account(len(data))
         try:
             while data:
                 done = os.pwrite(self.fd, data, position)
                 position, data = position + done, data[done:]
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise self._full() from error
-            raise HostError(f"Decompressing into {self._folder}: {error.strerror}.") from error
+            raise self.explained(error) from error
+
+    def account(self, amount: int) -> None:
+        """Note that so many bytes are about to be written, and look now and then whether there is room.
+
+        :raises HostError: there is none
+        """
+        with self._lock:
+            self._unseen += amount
+            look = self._unseen >= _EVERY
+            if look:
+                self._unseen = 0
+        if look:
+            self._room()
+
+    def explained(self, error: OSError) -> HostError:
+        """What to tell of a failed write."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return self._full()
+        return HostError(f"Decompressing into {self.folder}: {error.strerror}.")
 
     def _room(self) -> None:
         found = os.fstatvfs(self.fd)
@@ -93,19 +121,13 @@ class SparseFile:
 
     def _full(self) -> HostError:
         return HostError(
-            f"Decompressing into {self._folder}: no room is left on that file system.",
+            f"Decompressing into {self.folder}: no room is left on that file system.",
             hint="Free some, or put the state folder elsewhere with --state.",
         )
 
     def finish(self) -> None:
         """Give the file its full size: a hole at the end has none yet."""
         os.ftruncate(self.fd, self.size)
-
-    def close(self) -> None:
-        """Drop the file. May be called twice."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
 
 
 class BackgroundWriter:
@@ -117,7 +139,7 @@ class BackgroundWriter:
     def __init__(self, target: SparseFile, digest: hashlib._Hash | None = None) -> None:
         self._target = target
         self._digest = digest
-        self._queue: queue.Queue[bytes | None] = queue.Queue(maxsize=4)
+        self._queue: queue.Queue[bytes | None] = queue.Queue(maxsize=8)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="image-writer", daemon=True)
         self._thread.start()
