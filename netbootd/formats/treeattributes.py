@@ -18,7 +18,7 @@ import hashlib
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from netbootd.errors import FormatError
 
@@ -35,18 +35,18 @@ _SET = struct.Struct("<6I")
 _XATTR = struct.Struct("<HI")
 _DIGEST = 16
 _MAX_XATTR_NAME, _MAX_XATTR_VALUE = 255, 65536  # include/uapi/linux/limits.h: XATTR_NAME_MAX, XATTR_SIZE_MAX
-_TYPES = frozenset(
-    (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
-)
+_TYPES = frozenset((stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK))
 _HINT = "Prepare the image again with --unprivileged --force."
 
 MAX_BYTES = _HEADER.size + MAX_NAMES * _NAME.size + MAX_SETS
 """Of the largest file in this format."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
-    """What one name has: `mode` as st_mode, with the type; `major` and `minor` of a device, else 0; `xattrs` by name."""
+class Attributes(NamedTuple):
+    """What one name has: `mode` as st_mode, with the type; `major` and `minor` of a device, else 0.
+
+    `xattrs` are pairs of name and value, ascending.
+    """
 
     mode: int
     uid: int = 0
@@ -69,7 +69,9 @@ class Attributes:
         for name, value in sorted(self.xattrs):
             raw = name.encode("utf-8", "surrogateescape")
             if len(raw) > _MAX_XATTR_NAME or len(value) > _MAX_XATTR_VALUE:
-                raise FormatError(f"An extended attribute of {len(value)} bytes, {name!r}, is larger than Linux has it.")
+                raise FormatError(
+                    f"An extended attribute of {len(value)} bytes, {name!r}, is larger than Linux has it."
+                )
             parts += [_XATTR.pack(len(raw), len(value)), raw, value]
         return b"".join(parts)
 

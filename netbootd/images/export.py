@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from netbootd.errors import HostError
 from netbootd.formats.ext4 import Entry, Ext4, Kind
 from netbootd.formats.fat import Fat
+from netbootd.images.dressing import Dressing, StoreDressing, shown
 
 _CHUNK = 1 << 20
 _LARGE = 256 << 10  # from here on the kernel copies: where the store can, it shares the blocks instead
@@ -24,7 +24,6 @@ _TELL = 64  # names after which the progress is told, be they ever so small
 _COPY_CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NODE_TYPES = {Kind.CHAR: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: stat.S_IFIFO, Kind.SOCK: stat.S_IFSOCK}
 _INHERITED = ("system.posix_acl_default", "system.posix_acl_access")
 
 Advance = Callable[[int], None]
@@ -120,16 +119,17 @@ def _forget_inherited(fd: int) -> None:
 # ------------------------------------------------------------------------------------------------------------ ext4
 
 
-def export_ext4(ext4: Ext4, folder: Path, progress: Advance) -> Counts:
+def export_ext4(ext4: Ext4, folder: Path, progress: Advance, dressing: Dressing | None = None) -> Counts:
     """Write everything in `ext4` into the empty `folder`, which becomes its root.
 
     The caller keeps others out of the folder above meanwhile.
 
+    :param dressing: how attributes are kept; by the store, unless it is given
     :raises FormatError: the file system is damaged or hostile
     :raises HostError: the store can't keep an attribute or a size
     :raises OSError: the disk is full, or fails
     """
-    export = _Export(ext4, progress)
+    export = _Export(ext4, progress, dressing or StoreDressing())
     try:
         export.run(folder)
     finally:
@@ -140,11 +140,24 @@ def export_ext4(ext4: Ext4, folder: Path, progress: Advance) -> Counts:
 class _Export:
     """One run over one file system, with a descriptor for each folder that is being filled."""
 
-    __slots__ = ("_buffer", "_bytes", "_copies", "_count", "_entry", "_fs", "_linked", "_open", "_progress", "_told")
+    __slots__ = (
+        "_buffer",
+        "_bytes",
+        "_copies",
+        "_count",
+        "_dressing",
+        "_entry",
+        "_fs",
+        "_linked",
+        "_open",
+        "_progress",
+        "_told",
+    )
 
-    def __init__(self, ext4: Ext4, progress: Advance) -> None:
+    def __init__(self, ext4: Ext4, progress: Advance, dressing: Dressing) -> None:
         self._fs = ext4
         self._progress = progress
+        self._dressing = dressing
         self._open: list[tuple[int, Entry]] = []
         self._entry: Entry | None = None
         self._linked: dict[int, bytes] = {}  # the first path of inodes that have more than one
@@ -186,7 +199,7 @@ class _Export:
         if isinstance(error, HostError) or self._entry is None or error.errno in (errno.ENOSPC, errno.EDQUOT):
             return error
         return HostError(
-            f"Exporting {_shown(self._entry)} from the root file system: {error.strerror or error}.",
+            f"Exporting {shown(self._entry)} from the root file system: {error.strerror or error}.",
             hint="Choose a folder on ext4, XFS or btrfs with --state.",
         )
 
@@ -197,7 +210,7 @@ class _Export:
         fd, entry = self._open.pop()
         try:
             self._entry = entry
-            self._dress(fd, entry)
+            self._dressing.dress(fd, entry)
         finally:
             os.close(fd)
 
@@ -207,6 +220,7 @@ class _Export:
         if entry.again:
             first, top = self._linked[inode.number], self._open[0][0]
             os.link(first, name, src_dir_fd=top, dst_dir_fd=above, follow_symlinks=False)
+            self._dressing.again(entry, first)
             self._count["hard_links"] += 1
             return
         if kind is Kind.DIR:
@@ -221,11 +235,10 @@ class _Export:
             self._count["files"] += 1
         elif kind is Kind.LINK:
             os.symlink(entry.target, name, dir_fd=above)
-            self._dress_name(above, entry)
+            self._dressing.dress_link(above, entry)
             self._count["symlinks"] += 1
         else:
-            os.mknod(name, _NODE_TYPES[kind] | 0o600, inode.rdev, dir_fd=above)
-            self._dress_name(above, entry)
+            self._dressing.make_node(above, entry)
             self._count["nodes"] += 1
 
     # ---------------------------------------------------------------- content
@@ -246,7 +259,7 @@ class _Export:
                     end = offset + length
             if end < inode.size:
                 os.ftruncate(fd, inode.size)
-            self._dress(fd, entry)
+            self._dressing.dress(fd, entry)
         finally:
             os.close(fd)
 
@@ -286,45 +299,3 @@ class _Export:
     def _tell(self) -> None:
         self._progress(self._bytes - self._told)
         self._told = self._bytes
-
-    # ---------------------------------------------------------------- attributes
-
-    def _dress(self, fd: int, entry: Entry) -> None:
-        """Owner first, which clears set-id bits and capabilities; the mode after the ACL, which would change it."""
-        inode = entry.inode
-        os.fchown(fd, inode.uid, inode.gid)
-        for name, value in entry.xattrs.items():
-            self._set(fd, name, value, entry)
-        os.fchmod(fd, inode.mode)
-        os.utime(fd, ns=(inode.atime_ns, inode.mtime_ns))
-
-    def _dress_name(self, above: int, entry: Entry) -> None:
-        """The same for what can't be opened, or not without harm."""
-        inode, name = entry.inode, entry.name
-        os.chown(name, inode.uid, inode.gid, dir_fd=above, follow_symlinks=False)
-        if entry.xattrs:
-            path = b"/proc/self/fd/%d/" % above + name
-            for key, value in entry.xattrs.items():
-                self._set(path, key, value, entry)
-        if inode.kind is not Kind.LINK:
-            os.chmod(name, inode.mode, dir_fd=above)
-        os.utime(name, ns=(inode.atime_ns, inode.mtime_ns), dir_fd=above, follow_symlinks=False)
-
-    def _set(self, target: int | bytes, name: str, value: bytes, entry: Entry) -> None:
-        try:
-            if isinstance(target, int):
-                os.setxattr(target, name, value)
-            else:
-                os.setxattr(target, name, value, follow_symlinks=False)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT) and len(value) < 2048:
-                raise
-            raise HostError(
-                f"Exporting {_shown(entry)}: this store can't keep its attribute {name} ({len(value)} bytes):"
-                f" {error.strerror}.",
-                hint="Choose a folder on ext4 (made with -O ea_inode for large attributes), XFS or btrfs with --state.",
-            ) from error
-
-
-def _shown(entry: Entry) -> str:
-    return repr("/" + os.fsdecode(entry.path))
