@@ -135,10 +135,12 @@ class TreeAttributes:
         used = sorted(set(encoded.values()))
         places = {each: place for place, each in enumerate(used)}
         numbers = {number: places[each] for number, each in encoded.items()}
-        names = b"".join(_NAME.pack(digest, numbers[number]) for digest, number in sorted(self._names.items()))
-        sets = b"".join(used)
-        digest = hashlib.sha256(names + sets).digest()
-        return _HEADER.pack(_MAGIC, len(self._names), len(used), len(sets), digest) + names + sets
+        rest = bytearray()
+        for digest in sorted(self._names):
+            rest += _NAME.pack(digest, numbers[self._names[digest]])
+        rest += b"".join(used)
+        size = len(rest) - len(self._names) * _NAME.size
+        return _HEADER.pack(_MAGIC, len(self._names), len(used), size, hashlib.sha256(rest).digest()) + rest
 
     @classmethod
     def parse(cls, data: bytes) -> TreeAttributes:
