@@ -59,6 +59,10 @@ def show(program: Program, name: str, as_json: bool) -> None:
     say(f"source      {source.get('url', '-')}")
     say(f"sha256      {source.get('sha256', '-')}")
     say(f"verified    {_verified(source)}")
+    if manifest.get("unprivileged"):
+        say(
+            f"attributes  {generation.attributes}, by which netbootd's own NFS server serves (made with --unprivileged)"
+        )
     for patch in manifest.get("patches", []):
         say(f"patched     {patch.get('path')}: {patch.get('why')}")
 
@@ -205,7 +209,8 @@ def _row(program: Program, generation: Generation) -> dict[str, Any]:
     except FormatError:
         return row
     source = manifest.get("source", {})
-    return {**row, "created": manifest.get("created"), "url": source.get("url"), "verified": _verified(source)}
+    row |= {"created": manifest.get("created"), "url": source.get("url"), "verified": _verified(source)}
+    return {**row, "unprivileged": manifest.get("unprivileged") is True}
 
 
 def _verified(source: dict[str, Any]) -> str:

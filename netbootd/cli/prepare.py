@@ -36,6 +36,11 @@ _ARCHIVE_SUFFIXES = (".xz", ".zst", ".gz", ".zip", ".tar", ".img", ".raw", ".iso
 )
 @click.option("--insecure-skip-verify", is_flag=True, help="build even what can't be shown to be authentic")
 @click.option(
+    "--unprivileged",
+    is_flag=True,
+    help="keep owners, modes and devices in a file beside the root: netbootd's own NFS serves by it",
+)
+@click.option(
     "--advertise",
     type=address,
     metavar="ADDR",
@@ -65,6 +70,9 @@ def command(program: Program, /, names: tuple[str, ...], as_json: bool, **values
     Downloads, verifies, reads, exports, patches and publishes; no mounts, no loop devices. --release or --source builds
     one that the configuration need not list. Running it again does nothing unless something has changed.
 
+    A plain user can't make a root file system as it is in the image, and prepare refuses. With --unprivileged what the
+    user can't make is noted beside it, and only netbootd's own NFS server, not the kernel's, can serve the result.
+
     With --target sdcard it writes the publisher's image to a file instead, for a node that boots from a card of its
     own: with the node's cloud-init in the boot partition, and all else as published.
     """
@@ -87,6 +95,7 @@ def command(program: Program, /, names: tuple[str, ...], as_json: bool, **values
         skip_verify=values["insecure_skip_verify"],
         force=values["force"],
         dry_run=values["dry_run"],
+        unprivileged=values["unprivileged"],
     )
     server = _server(program.config, values["advertise"] or "")
     specs = sdcard.with_staged_cards(program.config, specs, lambda: server)

@@ -30,6 +30,10 @@ def check_options(values: dict[str, Any]) -> None:
     if values["target"] == "sdcard":
         if values["output"] is None:
             raise UsageError("--target sdcard writes a file, and --output FILE is missing.", hint="Say which.")
+        if values["unprivileged"]:
+            raise UsageError(
+                "--unprivileged goes with --target netboot.", hint="A card image takes no privileges: leave it out."
+            )
         return
     for option in _ONLY_CARDS:
         if values[option] is not None:

@@ -21,31 +21,37 @@ from netbootd.formats.bootroot import find_boot_and_root
 from netbootd.formats.ext4 import Ext4
 from netbootd.formats.fat import Fat
 from netbootd.formats.partitions import read_table
+from netbootd.formats.treeattributes import TreeAttributes
 from netbootd.images import patches, pc
 from netbootd.images.catalog import resolve
 from netbootd.images.catalog.names import arch_of
 from netbootd.images.decompress import Stopped, decompress
 from netbootd.images.download import fetch
+from netbootd.images.dressing import RecordDressing, StoreDressing
 from netbootd.images.export import Counts, export_ext4, export_fat
 from netbootd.images.locations import public
 from netbootd.images.progress import Progress
 from netbootd.images.sdcard import stage_card
 from netbootd.images.target import check_target
 from netbootd.images.threads import in_thread
-from netbootd.model.image import CARD, Generation, ImageSpec, Release
+from netbootd.model.image import ATTRIBUTES, CARD, Generation, ImageSpec, Release
 from netbootd.model.network import ServerAddress
 from netbootd.store.generations import Generations, remove_tree
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """How to build. `mirror` and `keyring` replace and extend the publisher's; `force` builds what is there again."""
+    """How to build. `mirror` and `keyring` replace and extend the publisher's; `force` builds what is there again.
+
+    With `unprivileged` the attributes of the root file system lie in a record beside it, not on disk.
+    """
 
     mirror: str | None = None
     keyring: Path | None = None
     skip_verify: bool = False
     force: bool = False
     dry_run: bool = False
+    unprivileged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,8 @@ async def build_image(
             archive = await fetch(release, generations.layout.downloads, progress)
             release = replace(release, sha256=archive.parent.name)
         salt = datetime.now(UTC).isoformat() if options.force else ""
-        ident = generation_id(spec, release, server, generations.layout.state, salt)
+        recorded = options.unprivileged and not pc.is_iso(release.file_name)  # which has no root file system to keep
+        ident = generation_id(spec, release, server, generations.layout.state, salt, recorded=recorded)
         generation = generations.layout.generation(spec.name, ident)
         current = generations.current(spec.name)
         known = generations.find(spec.name, ident) is not None
@@ -92,18 +99,24 @@ async def build_image(
             if changed:  # built before, and another has been current since
                 generations.activate(generation)
             return result
-        if not pc.is_iso(release.file_name):  # which has no root file system for us to keep
-            check_target(generations.layout.image(spec.name))
+        if not pc.is_iso(release.file_name):
+            check_target(generations.layout.image(spec.name), recorded=recorded)
         archive = archive or await fetch(release, generations.layout.downloads, progress)
-        await in_thread(lambda stop: _build(spec, release, archive, generation, generations, server, progress, stop))
+        record = TreeAttributes() if recorded else None
+        await in_thread(
+            lambda stop: _build(spec, release, archive, generation, generations, server, record, progress, stop)
+        )
         return result
 
 
-def generation_id(spec: ImageSpec, release: Release, server: ServerAddress, state: Path, salt: str) -> str:
+def generation_id(
+    spec: ImageSpec, release: Release, server: ServerAddress, state: Path, salt: str, *, recorded: bool = False
+) -> str:
     """The digest of everything that a build depends on, 16 hex digits.
 
     :param state: the state folder, whose path is on the kernel's command line
     :param salt: "" unless the build shall differ from every earlier one
+    :param recorded: the attributes of the root file system are to lie in a record beside it
     """
     inputs = {
         "tool": [__version__, patches.REVISION],
@@ -115,6 +128,8 @@ def generation_id(spec: ImageSpec, release: Release, server: ServerAddress, stat
         "state": str(state),
         "salt": salt,
     }
+    if recorded:
+        inputs["attributes"] = "recorded"
     if spec.card:
         inputs["card"] = [[name, hashlib.sha256(data).hexdigest()] for name, data in spec.card]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
@@ -153,6 +168,7 @@ def _build(
     generation: Generation,
     generations: Generations,
     server: ServerAddress,
+    record: TreeAttributes | None,
     progress: Progress,
     stop: threading.Event,
 ) -> None:
@@ -161,7 +177,7 @@ def _build(
         if pc.is_iso(release.file_name) or pc.holds_iso(archive):
             manifest = _fill_pc(spec, release, archive, generation, work, progress, stop)
         else:
-            manifest = _fill(spec, release, archive, generation, work, server, progress, stop)
+            manifest = _fill(spec, release, archive, generation, work, server, record, progress, stop)
         progress.step("Publishing")
         generations.publish(work, generation, manifest)
     except OSError as error:
@@ -183,10 +199,11 @@ def _fill(
     generation: Generation,
     work: Path,
     server: ServerAddress,
+    record: TreeAttributes | None,
     progress: Progress,
     stop: threading.Event,
 ) -> dict[str, Any]:
-    """Fill `work` with boot/ and root/; returns what image.json says."""
+    """Fill `work` with boot/ and root/, and what `record` keeps of root/; returns what image.json says."""
     progress.step("Decompressing")
     with decompress(
         archive,
@@ -217,10 +234,11 @@ def _fill(
         counts = {"boot": export_fat(fat, boot, progress=advance)}
         progress.step("Reading the root file system")
         progress.total(ext4.used_bytes)  # its tables too, so that the end comes a little early
-        counts["root"] = export_ext4(ext4, root, progress=advance)
+        dressing = StoreDressing() if record is None else RecordDressing(record)
+        counts["root"] = export_ext4(ext4, root, progress=advance, dressing=dressing)
         card = stage_card(image.window, dict(spec.card), work, progress, stop) if spec.card else None
     progress.step("Patching")
-    facts = replace(patches.survey(boot, root), cmdline_append=spec.cmdline_append)
+    facts = replace(patches.survey(boot, root, record), cmdline_append=spec.cmdline_append)
     made = patches.apply(
         boot,
         root,
@@ -231,9 +249,13 @@ def _fill(
             cmdline_append=spec.cmdline_append,
             config_append=spec.config_append,
         ),
+        record,
     )
+    if record is not None:
+        (work / ATTRIBUTES).write_bytes(record.encode())
     return {
         **_heading(spec, release, generation),
+        **({"unprivileged": True} if record is not None else {}),
         "image": {"size": size},
         "partitions": [asdict(partition) for partition in table.partitions],
         "patches": [asdict(patch) for patch in made],

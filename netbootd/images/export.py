@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from netbootd.errors import HostError
 from netbootd.formats.ext4 import Entry, Ext4, Extent, Kind
 from netbootd.formats.fat import Fat
 from netbootd.images.decompress.landing import LandedWindow
+from netbootd.images.dressing import Dressing, StoreDressing, shown
 
 _CHUNK = 1 << 20
 _LARGE = 256 << 10  # from here on the kernel copies: where the store can, it shares the blocks instead
@@ -25,7 +25,6 @@ _TELL = 64  # names after which the progress is told, be they ever so small
 _COPY_CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NODE_TYPES = {Kind.CHAR: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: stat.S_IFIFO, Kind.SOCK: stat.S_IFSOCK}
 _INHERITED = ("system.posix_acl_default", "system.posix_acl_access")
 
 Advance = Callable[[int], None]
@@ -121,17 +120,18 @@ def _forget_inherited(fd: int) -> None:
 # ------------------------------------------------------------------------------------------------------------ ext4
 
 
-def export_ext4(ext4: Ext4, folder: Path, progress: Advance) -> Counts:
+def export_ext4(ext4: Ext4, folder: Path, progress: Advance, dressing: Dressing | None = None) -> Counts:
     """Write everything in `ext4` into the empty `folder`, which becomes its root.
 
     The caller keeps others out of the folder above meanwhile. Content that landed in files while the image was decoded
     (`netbootd.images.decompress.landing`) is moved to its place, not written again.
 
+    :param dressing: how attributes are kept; by the store, unless it is given
     :raises FormatError: the file system is damaged or hostile
     :raises HostError: the store can't keep an attribute or a size
     :raises OSError: the disk is full, or fails
     """
-    export = _Export(ext4, progress)
+    export = _Export(ext4, progress, dressing or StoreDressing())
     try:
         export.run(folder)
     finally:
@@ -147,6 +147,7 @@ class _Export:
         "_bytes",
         "_copies",
         "_count",
+        "_dressing",
         "_entry",
         "_fs",
         "_landed",
@@ -156,9 +157,10 @@ class _Export:
         "_told",
     )
 
-    def __init__(self, ext4: Ext4, progress: Advance) -> None:
+    def __init__(self, ext4: Ext4, progress: Advance, dressing: Dressing) -> None:
         self._fs = ext4
         self._progress = progress
+        self._dressing = dressing
         self._open: list[tuple[int, Entry]] = []
         self._entry: Entry | None = None
         self._linked: dict[int, bytes] = {}  # the first path of inodes that have more than one
@@ -202,7 +204,7 @@ class _Export:
         if isinstance(error, HostError) or self._entry is None or error.errno in (errno.ENOSPC, errno.EDQUOT):
             return error
         return HostError(
-            f"Exporting {_shown(self._entry)} from the root file system: {error.strerror or error}.",
+            f"Exporting {shown(self._entry)} from the root file system: {error.strerror or error}.",
             hint="Choose a folder on ext4, XFS or btrfs with --state.",
         )
 
@@ -213,7 +215,7 @@ class _Export:
         fd, entry = self._open.pop()
         try:
             self._entry = entry
-            self._dress(fd, entry)
+            self._dressing.dress(fd, entry)
         finally:
             os.close(fd)
 
@@ -223,6 +225,7 @@ class _Export:
         if entry.again:
             first, top = self._linked[inode.number], self._open[0][0]
             os.link(first, name, src_dir_fd=top, dst_dir_fd=above, follow_symlinks=False)
+            self._dressing.again(entry, first)
             self._count["hard_links"] += 1
             return
         if kind is Kind.DIR:
@@ -237,11 +240,10 @@ class _Export:
             self._count["files"] += 1
         elif kind is Kind.LINK:
             os.symlink(entry.target, name, dir_fd=above)
-            self._dress_name(above, entry)
+            self._dressing.dress_name(above, entry)
             self._count["symlinks"] += 1
         else:
-            os.mknod(name, _NODE_TYPES[kind] | 0o600, inode.rdev, dir_fd=above)
-            self._dress_name(above, entry)
+            self._dressing.make_node(above, entry)
             self._count["nodes"] += 1
 
     # ---------------------------------------------------------------- content
@@ -256,7 +258,7 @@ class _Export:
             return
         self._advance(_content(entry.extents) - _content(rest))
         if not rest and entry.extents[-1].disk is not None:
-            self._dress_name(above, entry)  # it is complete: there is no need to open it
+            self._dressing.dress_name(above, entry)  # it is complete: there is no need to open it
             return
         fd = os.open(entry.name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
         try:
@@ -264,7 +266,7 @@ class _Export:
                 if disk is not None:
                     self._copy(disk, fd, offset, length)
             os.ftruncate(fd, entry.inode.size)
-            self._dress(fd, entry)
+            self._dressing.dress(fd, entry)
         finally:
             os.close(fd)
 
@@ -284,7 +286,7 @@ class _Export:
                     end = offset + length
             if end < inode.size:
                 os.ftruncate(fd, inode.size)
-            self._dress(fd, entry)
+            self._dressing.dress(fd, entry)
         finally:
             os.close(fd)
 
@@ -326,49 +328,7 @@ class _Export:
         self._progress(self._bytes - self._told)
         self._told = self._bytes
 
-    # ---------------------------------------------------------------- attributes
-
-    def _dress(self, fd: int, entry: Entry) -> None:
-        """Owner first, which clears set-id bits and capabilities; the mode after the ACL, which would change it."""
-        inode = entry.inode
-        os.fchown(fd, inode.uid, inode.gid)
-        for name, value in entry.xattrs.items():
-            self._set(fd, name, value, entry)
-        os.fchmod(fd, inode.mode)
-        os.utime(fd, ns=(inode.atime_ns, inode.mtime_ns))
-
-    def _dress_name(self, above: int, entry: Entry) -> None:
-        """The same for what can't be opened, or not without harm."""
-        inode, name = entry.inode, entry.name
-        os.chown(name, inode.uid, inode.gid, dir_fd=above, follow_symlinks=False)
-        if entry.xattrs:
-            path = b"/proc/self/fd/%d/" % above + name
-            for key, value in entry.xattrs.items():
-                self._set(path, key, value, entry)
-        if inode.kind is not Kind.LINK:
-            os.chmod(name, inode.mode, dir_fd=above)
-        os.utime(name, ns=(inode.atime_ns, inode.mtime_ns), dir_fd=above, follow_symlinks=False)
-
-    def _set(self, target: int | bytes, name: str, value: bytes, entry: Entry) -> None:
-        try:
-            if isinstance(target, int):
-                os.setxattr(target, name, value)
-            else:
-                os.setxattr(target, name, value, follow_symlinks=False)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT) and len(value) < 2048:
-                raise
-            raise HostError(
-                f"Exporting {_shown(entry)}: this store can't keep its attribute {name} ({len(value)} bytes):"
-                f" {error.strerror}.",
-                hint="Choose a folder on ext4 (made with -O ea_inode for large attributes), XFS or btrfs with --state.",
-            ) from error
-
 
 def _content(extents: list[Extent]) -> int:
     """Bytes that are no holes."""
     return sum(extent.length for extent in extents if extent.disk is not None)
-
-
-def _shown(entry: Entry) -> str:
-    return repr("/" + os.fsdecode(entry.path))

@@ -33,14 +33,17 @@ _TIMES = (-1_500_000_000, 4_102_444_800_123_456_789, 15_032_385_535_000_000_000)
 """In nanoseconds: before 1970, behind 32 bits of seconds, and ext4's last second, in 2446."""
 
 
-def check_target(folder: Path) -> None:
+def check_target(folder: Path, *, recorded: bool = False) -> None:
     """See whether `folder` can hold a root file system as it is.
 
+    :param recorded: owners, modes, devices and extended attributes are kept in a record beside the tree
     :raises HostError: it can't; names what would be lost
     """
     lost: list[str] = []
     with _scratch(folder) as place:
         for what, attempt in _ATTEMPTS.items():
+            if recorded and what not in _CONTENT:
+                continue
             try:
                 kept = attempt(place)
             except OSError as error:
@@ -54,10 +57,11 @@ def check_target(folder: Path) -> None:
                 lost.append(what)
     if not lost:
         return
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and not _CONTENT.intersection(lost):
         raise HostError(
             f"Exporting a root file system to {folder}: a plain user can't keep its {', '.join(lost)}.",
-            hint="Run prepare as root (sudo netbootd prepare …).",
+            hint="Run prepare as root (sudo netbootd prepare …), or with --unprivileged: that keeps them in a file"
+            " beside the tree, by which netbootd's own NFS server serves it.",
         )
     raise HostError(
         f"Exporting a root file system to {folder}: this store can't keep its {', '.join(lost)}.",
@@ -172,3 +176,5 @@ _ATTEMPTS: dict[str, Callable[[Path], bool]] = {
     "extended attributes": _attribute("user.netbootd", b"x"),
     "trusted attributes": _attribute("trusted.netbootd", b"x"),
 }
+_CONTENT = frozenset(("nanosecond times", "hard and symbolic links", "file names", "holes"))
+"""What any user can keep, and a record does not replace."""

@@ -9,6 +9,9 @@ from typing import Final
 CARD: Final = "sdcard.img.xz"
 """The name of a card image within a generation; its digest lies beside it as ``.sha256``, as sha256sum writes it."""
 
+ATTRIBUTES: Final = "attributes"
+"""The name, within a generation, of the record of what its root tree can't have by itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
@@ -66,3 +69,8 @@ class Generation:
     def root(self) -> Path:
         """The root file system, patched: what NFS exports."""
         return self.path / "root"
+
+    @property
+    def attributes(self) -> Path:
+        """The record of the attributes of `root`, if it was made without privileges."""
+        return self.path / ATTRIBUTES

@@ -11,6 +11,7 @@ import os
 import stat
 import struct
 
+from netbootd.formats.treeattributes import Attributes
 from netbootd.nfsd.posixacl import Acl, Tag
 from netbootd.nfsd.rpc import Credential
 
@@ -40,19 +41,27 @@ READ, WRITE, EXECUTE = 4, 2, 1
 _MAX_SECONDS = 0xFFFFFFFF
 
 
-def encode(status: os.stat_result, fsid: int) -> bytes:
-    """The post_op_attr of an entry. Times before 1970 and after 2106 don't fit nfstime3: the nearest that does."""
+def on_disk(status: os.stat_result) -> Attributes:
+    """What an entry has by itself: type, mode, owner and device number."""
+    return Attributes(status.st_mode, status.st_uid, status.st_gid, os.major(status.st_rdev), os.minor(status.st_rdev))
+
+
+def encode(status: os.stat_result, its: Attributes, fsid: int) -> bytes:
+    """The post_op_attr of an entry. Times before 1970 and after 2106 don't fit nfstime3: the nearest that does.
+
+    :param its: `on_disk`, or what a record says of the entry
+    """
     return _POST_OP.pack(
         1,
-        _TYPES.get(stat.S_IFMT(status.st_mode), NF3REG),
-        stat.S_IMODE(status.st_mode),
+        _TYPES.get(its.type, NF3REG),
+        stat.S_IMODE(its.mode),
         min(status.st_nlink, 0xFFFFFFFF),
-        status.st_uid,
-        status.st_gid,
+        its.uid,
+        its.gid,
         status.st_size,
         status.st_blocks * 512,
-        os.major(status.st_rdev),
-        os.minor(status.st_rdev),
+        its.major,
+        its.minor,
         fsid,
         status.st_ino,
         *_time(status.st_atime_ns),

@@ -85,7 +85,10 @@ class LiveTrees:
             return
         self._waiting[export.fsid] = _Waiting()
         started = time.monotonic()
-        self._workers.run(lambda: scan(export.path, export.fsid), lambda result: self._scanned(export, result, started))
+        self._workers.run(
+            lambda: scan(export.path, export.fsid, export.attributes),
+            lambda result: self._scanned(export, result, started),
+        )
 
     def _scanned(self, export: Export, result: Tree | OSError, started: float) -> None:
         waiting = self._waiting.pop(export.fsid)

@@ -4,6 +4,9 @@ A published generation never changes, so everything but file contents is answere
 without waiting for a disk; 60,000 entries take about 10 MB. `scan` walks the tree name by name beneath its root
 folder's descriptor and follows no symbolic link; it doesn't descend into other mounted file systems. Files are opened
 the same way, and only if they still are what the index says.
+
+Of a tree that was made without privileges the owners, modes, types, device numbers and ACLs come from the record beside
+it (`netbootd.formats.treeattributes`), and what its files have on disk counts for nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from netbootd.nfsd import attributes, posixacl
+from netbootd.formats.treeattributes import Attributes
+from netbootd.nfsd import attributes, records
 from netbootd.nfsd.attributes import Facts
+from netbootd.nfsd.records import Recorded, Source
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +32,6 @@ ROOT = 0
 
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_ACLS = (posixacl.ACCESS, posixacl.DEFAULT)
 _ABSENT = 0xFFFFFFFF
 
 
@@ -178,27 +182,27 @@ class Tree:
         return fd
 
     def _changed(self, number: int, status: os.stat_result) -> bool:
-        now = attributes.encode(status, int.from_bytes(self.fsid, "big"))
+        now = attributes.encode(status, attributes.on_disk(status), int.from_bytes(self.fsid, "big"))
         return attributes.identity(now) != attributes.identity(self.post_op(number))
 
     # ------------------------------------------------------------------ building
 
-    def _add(self, parent: int, key: int, entry: int, status: os.stat_result) -> int:
+    def _add(self, parent: int, key: int, entry: int, status: os.stat_result, its: Attributes) -> int:
         number = len(self._parents)
         self._parents.append(parent)
         self._keys.append(key)
         self._entries.append(entry)
         self._first_child.append(0)
         self._child_count.append(0)
-        self._post_ops += attributes.encode(status, int.from_bytes(self.fsid, "big"))
+        self._post_ops += attributes.encode(status, its, int.from_bytes(self.fsid, "big"))
         return number
 
-    def _fill(self) -> None:
+    def _fill(self, source: Source) -> None:
         status = os.fstat(self._root_fd)
         device = status.st_dev
         links: dict[int, int] = {}
-        self._add(ROOT, _key(0, b""), _ABSENT, status)
-        self._read_acls(ROOT, self._root_fd)
+        self._add(ROOT, _key(0, b""), _ABSENT, status, source.of(b"", status))
+        self._keep_acls(ROOT, source.acls(b"", self._root_fd))
         folders: deque[tuple[int, tuple[bytes, ...]]] = deque([(ROOT, ())])
         while folders:
             number, names = folders.popleft()
@@ -208,7 +212,7 @@ class Tree:
                 self._unreadable.add(number)
                 continue
             try:
-                self._fill_folder(number, names, fd, device, links, folders)
+                self._fill_folder(number, names, fd, device, links, folders, source)
             finally:
                 os.close(fd)
 
@@ -220,23 +224,26 @@ class Tree:
         device: int,
         links: dict[int, int],
         folders: deque[tuple[int, tuple[bytes, ...]]],
+        source: Source,
     ) -> None:
         with os.scandir(fd) as listing:
             entries = sorted((os.fsencode(entry.name), entry) for entry in listing)
         self._first_child[folder] = len(self._name_ends)
         base = self._keys[folder]
+        above = b"".join(part + b"/" for part in names)
         for name, dir_entry in entries:
             status = dir_entry.stat(follow_symlinks=False)
             kind = stat.S_IFMT(status.st_mode)
             known = links.get(status.st_ino) if status.st_nlink > 1 and kind != stat.S_IFDIR else None
             if known is None:
-                known = self._add(folder, _key(base, name), len(self._name_ends), status)
+                path = above + name
+                known = self._add(folder, _key(base, name), len(self._name_ends), status, source.of(path, status))
                 if kind == stat.S_IFLNK:
                     self._symlinks[known] = os.fsencode(os.readlink(dir_entry.name, dir_fd=fd))
                 elif status.st_dev == device:
                     if kind == stat.S_IFDIR:
                         folders.append((known, (*names, name)))
-                    self._read_acls(known, b"/proc/self/fd/%d/%b" % (fd, name))
+                    self._keep_acls(known, source.acls(path, b"/proc/self/fd/%d/%b" % (fd, name)))
                 if status.st_nlink > 1 and kind != stat.S_IFDIR:
                     links[status.st_ino] = known
             self._names += name
@@ -244,18 +251,9 @@ class Tree:
             self._targets_of_entries.append(known)
         self._child_count[folder] = len(entries)
 
-    def _read_acls(self, number: int, where: int | bytes) -> None:
-        try:
-            names = os.listxattr(where) if isinstance(where, int) else os.listxattr(where, follow_symlinks=False)
-            if any(name in names for name in _ACLS):
-                values = [_xattr(where, name) if name in names else b"" for name in _ACLS]
-                self._acls[number] = (values[0], values[1])
-        except OSError as error:  # a file system without extended attributes, or no /proc
-            _log.debug("no ACLs of entry %d of %s: %s", number, os.fsdecode(self.path), error)
-
-
-def _xattr(where: int | bytes, name: str) -> bytes:
-    return os.getxattr(where, name) if isinstance(where, int) else os.getxattr(where, name, follow_symlinks=False)
+    def _keep_acls(self, number: int, acls: tuple[bytes, bytes]) -> None:
+        if any(acls):
+            self._acls[number] = acls
 
 
 def _key(parent: int, name: bytes) -> int:
@@ -264,14 +262,17 @@ def _key(parent: int, name: bytes) -> int:
     return int.from_bytes(digest, "big")
 
 
-def scan(path: bytes, fsid: bytes) -> Tree:
+def scan(path: bytes, fsid: bytes, attributes_file: bytes | None = None) -> Tree:
     """Index the tree at `path`. Takes about a second for 60,000 entries: call it from a thread.
 
-    :raises OSError: the tree can't be read; a folder that we may not list is no error, its callers get NFS3ERR_ACCES
+    :param attributes_file: the record of its attributes, where they are not on disk
+    :raises OSError: the tree or its record can't be read; a folder that we may not list is no error, its callers get
+        NFS3ERR_ACCES
     """
+    source = Source() if attributes_file is None else records.load(attributes_file)
     tree = Tree(path, fsid)
     try:
-        tree._fill()
+        tree._fill(source)
     except BaseException:
         tree.close()
         raise
@@ -279,6 +280,12 @@ def scan(path: bytes, fsid: bytes) -> Tree:
         _log.warning(
             "%d folders of %s can't be read by this server; nodes will get 'permission denied' there",
             len(tree._unreadable),
+            os.fsdecode(path),
+        )
+    if isinstance(source, Recorded) and source.strangers:
+        _log.warning(
+            "%d entries of %s are not as they were made: only root on a node may use them",
+            source.strangers,
             os.fsdecode(path),
         )
     return tree

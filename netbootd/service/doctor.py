@@ -22,6 +22,7 @@ from netbootd.errors import HostError, NetbootdError
 from netbootd.host.kernel import has_nfs_server
 from netbootd.host.links import address_to_advertise, local_addresses
 from netbootd.nfsd.kernel.client import SOCKET, PrivilegedPart
+from netbootd.service.exports import unprivileged_images
 from netbootd.service.reload import reread
 from netbootd.store.generations import Generations
 from netbootd.store.layout import Layout
@@ -32,6 +33,8 @@ IMAGE_BYTES = 10 << 30
 """Room for one image: the archive, the tree, and the tree of the next generation."""
 _BUILD_YEAR = 2025
 _BIND_CAPABILITY = 10  # linux/capability.h: CAP_NET_BIND_SERVICE
+_FIRST_PORT = "/proc/sys/net/ipv4/ip_unprivileged_port_start"  # Documentation/networking/ip-sysctl.rst
+_TFTP_PORT = 69  # the lowest of ours
 _READ_CAPABILITY = 2  # CAP_DAC_READ_SEARCH
 
 
@@ -171,12 +174,12 @@ def privileges(config: Config, layout: Layout) -> Iterator[Finding]:
     if root:
         yield Finding("privileges", "ok", "This is root: all ports, and root trees as they are in the image.")
     else:
-        able = _capable(_BIND_CAPABILITY)
+        able = _capable(_BIND_CAPABILITY) or int(_read(_FIRST_PORT) or 1024) <= _TFTP_PORT
         yield Finding(
             "privileges",
             "ok" if able else "warning",
             "A plain user" + (", who may open ports below 1024." if able else ": no ports below 1024, and "
-            "prepare can't keep the owners of an image's files."),
+            "prepare keeps the owners of an image's files only with --unprivileged, beside them."),
             "" if able else "Use the units (sudo netbootd doctor --install-units), or sudo.",
         )  # fmt: skip
     if _unit_active("netbootd.service"):
@@ -201,9 +204,16 @@ def _capable(number: int) -> bool:
 def nfs(config: Config, layout: Layout) -> Iterator[Finding]:
     """Who serves root file systems, and whether the kernel's server is in the way or at hand."""
     backend = config.nfs.backend
+    recorded = unprivileged_images(Generations(layout))
     if backend == "off":
         yield Finding("nfs", "warning", "NFS is off: nodes have no root file system.", 'Set [nfs] backend = "auto".')
-    elif SOCKET.exists() and backend != "embedded":
+    elif recorded and backend == "kernel":
+        yield Finding(
+            "nfs", "error",
+            f"The kernel's NFS server can't serve what was made with --unprivileged: {', '.join(recorded)}.",
+            'Prepare it as root without --unprivileged, or set [nfs] backend = "embedded".',
+        )  # fmt: skip
+    elif SOCKET.exists() and backend != "embedded" and not recorded:
         yield from _kernel_nfs()
     elif backend == "kernel":
         known = has_nfs_server()

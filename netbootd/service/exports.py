@@ -14,10 +14,20 @@ from netbootd.store.generations import Generations
 _SEARCH_SECONDS = 1.0
 
 
-def export_of(generation: Generation) -> Export:
-    """The export of one generation. Its fsid depends on the names alone, so handles outlive the server."""
+def export_of(generation: Generation, *, unprivileged: bool = False) -> Export:
+    """The export of one generation. Its fsid depends on the names alone, so handles outlive the server.
+
+    :param unprivileged: the attributes of its tree lie in a record beside it
+    """
     fsid = hashlib.sha256(f"{generation.name}\0{generation.id}".encode()).digest()[:8]
-    return Export(os.fsencode(generation.root), fsid, generation.name, generation.id)
+    attributes = os.fsencode(generation.attributes) if unprivileged else None
+    return Export(os.fsencode(generation.root), fsid, generation.name, generation.id, attributes)
+
+
+def unprivileged_images(generations: Generations) -> list[str]:
+    """The images whose current generation was made without privileges, so that the kernel can't serve it."""
+    current = [found for name in generations.names() if (found := generations.current(name))]
+    return [found.name for found in current if found.root.is_dir() and generations.unprivileged(found)]
 
 
 class GenerationExports:
@@ -36,7 +46,7 @@ class GenerationExports:
         generation = self._generations.find(parts[-3], parts[-2])
         if generation is None or str(generation.root) != "/".join(parts) or not generation.root.is_dir():
             return None  # a PC's image has no root tree
-        export = export_of(generation)
+        export = self._export(generation)
         self._by_fsid[export.fsid] = export
         return export
 
@@ -60,4 +70,7 @@ class GenerationExports:
         """Every export there is now."""
         names = self._generations.names()
         every = (generation for name in names for generation in self._generations.all(name))
-        return [export_of(generation) for generation in every if generation.root.is_dir()]
+        return [self._export(generation) for generation in every if generation.root.is_dir()]
+
+    def _export(self, generation: Generation) -> Export:
+        return export_of(generation, unprivileged=self._generations.unprivileged(generation))

@@ -50,7 +50,7 @@ from netbootd.nfsd.server import EmbeddedServer, NfsSettings
 from netbootd.service.access import SeedGate
 from netbootd.service.defaults import default_image
 from netbootd.service.events import Recorder
-from netbootd.service.exports import GenerationExports
+from netbootd.service.exports import GenerationExports, unprivileged_images
 from netbootd.service.metrics import Metrics, Sources
 from netbootd.service.reload import needs_restart, reread
 from netbootd.store.database import Database, NodeRecord
@@ -289,7 +289,17 @@ class Service:
         portmap_port: int | str | None,
     ) -> bool:
         """Let the kernel serve; False where the backend is ``auto`` and it can't."""
+        recorded = await asyncio.to_thread(unprivileged_images, self._generations)
+        if recorded and backend == "kernel":
+            raise HostError(
+                f"Serving NFS by the kernel: the current generation of {recorded[0]} was made with --unprivileged, so"
+                " its owners and modes are not on disk, where the kernel would look for them.",
+                hint="Prepare it as root without --unprivileged, or use --nfs embedded.",
+            )
         if backend == "auto" and ("nfs" in inherited or not SOCKET.exists()):
+            return False
+        if recorded:
+            _log.info("Serving NFS by netbootd itself: %s was made with --unprivileged", ", ".join(recorded))
             return False
         off = portmap_port in ("off", None)
         if (

@@ -33,6 +33,7 @@ class Generations:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
+        self._unprivileged: dict[Generation, bool] = {}
 
     # ---------------------------------------------------------------- reading
 
@@ -97,6 +98,20 @@ class Generations:
         if not isinstance(value, dict):
             raise FormatError(f"{path} holds no JSON object.", hint="Prepare the image again with --force.")
         return value
+
+    def unprivileged(self, generation: Generation) -> bool:
+        """Whether the attributes of its root tree lie in a record beside it: the kernel's NFS server can't serve those.
+
+        image.json is read once, since a generation's id tells one kind from the other. A generation whose record is
+        lost, or whose image.json is, counts as one that has a record.
+        """
+        if generation not in self._unprivileged:
+            try:
+                said = self.manifest(generation).get("unprivileged") is True
+            except FormatError:
+                return os.path.lexists(generation.attributes)
+            self._unprivileged[generation] = said or os.path.lexists(generation.attributes)
+        return self._unprivileged[generation]
 
     def _created(self, generation: Generation) -> str:
         try:

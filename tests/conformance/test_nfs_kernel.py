@@ -15,6 +15,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,21 @@ async def test_mount_gives_what_the_kernel_made(tmp_path: Path) -> None:
                 outcome = await client.outcome(nfs.call_record(nfs.PORTMAP, 2, 3, args, nfs.auth_none()))
                 assert isinstance(outcome, nfs.Accepted)
                 assert nfs.Unpacker(outcome.body).u32() == port
+    finally:
+        await server.stop(0)
+
+
+async def test_a_generation_of_a_plain_user_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The kernel would show what its files have on disk: the privileged part isn't even asked."""
+    part, recorded = PlayedPart(), replace(export_of(tmp_path), attributes=bytes(tmp_path / "attributes"))
+    server = serving(part, Table([recorded]), [], portmap_port=None)
+    await server.start()
+    try:
+        async with await Client.connect(server.ports.mount_port) as client:
+            assert await mount(client, bytes(tmp_path)) == (13, b"")  # MNT3ERR_ACCES
+            assert await mount(client, bytes(tmp_path / "usr")) == (13, b"")
+        assert [asked[0] for asked in part.asked] == ["start"]
+        assert "was made with --unprivileged" in caplog.text and "--nfs embedded" in caplog.text
     finally:
         await server.stop(0)
 

@@ -72,6 +72,17 @@ def test_a_port_that_takes_root(layout: Layout, monkeypatch: pytest.MonkeyPatch)
     assert "--install-units" in found.remedy
 
 
+@pytest.mark.parametrize(("first", "level"), [("69", "ok"), ("80", "warning"), ("1024", "warning"), ("", "warning")])
+def test_a_plain_user_and_the_first_port_that_needs_no_rights(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, first: str, level: str
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr(doctor, "_capable", lambda number: False)
+    monkeypatch.setattr(doctor, "_read", lambda path: first if path.endswith("ip_unprivileged_port_start") else "")
+    found = next(doctor.privileges(FREE, layout))
+    assert found.level == level and ("--unprivileged" in found.message) == (level == "warning")
+
+
 def test_rpcbind_is_no_error(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 

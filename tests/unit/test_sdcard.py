@@ -218,6 +218,7 @@ def test_a_dry_run_writes_nothing(prepare: Callable[..., Result]) -> None:
     ("words", "status", "says"),
     [
         (["--output", "x.img"], 2, "--output goes with --target sdcard"),
+        (["--target", "sdcard", "--output", "x.img", "--unprivileged"], 2, "--unprivileged goes with --target netboot"),
         (["--compress", "xz"], 2, "--compress goes with"),
         (["--node", "valar-0"], 2, "--node goes with"),
         (["--target", "netboot", "--output", "x.img"], 2, "--output goes with"),

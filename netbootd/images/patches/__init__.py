@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netbootd.formats import cmdline
+from netbootd.formats.treeattributes import TreeAttributes
 from netbootd.images.patches import bootpart, network, ramdisk, system
 from netbootd.images.patches.tree import Patch, Tree
 from netbootd.model.facts import ImageFacts
@@ -35,14 +36,15 @@ class Parameters:
     config_append: str = ""
 
 
-def survey(boot: Path, root: Path) -> ImageFacts:
+def survey(boot: Path, root: Path, record: TreeAttributes | None = None) -> ImageFacts:
     """What the image is like, before anything is changed.
 
     :param boot: the exported boot partition
     :param root: the exported root file system
+    :param record: where the attributes of `root` are kept; None: on disk
     :raises FormatError: it can't be booted by a Raspberry Pi's firmware, or a file of it is broken or hostile
     """
-    with Tree(boot, "boot") as boot_tree, Tree(root, "root") as root_tree:
+    with Tree(boot, "boot") as boot_tree, Tree(root, "root", record) as root_tree:
         layout = bootpart.survey(boot_tree)
         release = system.os_release(root_tree)
         ramdisks = [ramdisk.look(boot_tree, path) for path in layout.initramfs]
@@ -63,14 +65,17 @@ def survey(boot: Path, root: Path) -> ImageFacts:
         )
 
 
-def apply(boot: Path, root: Path, facts: ImageFacts, parameters: Parameters) -> list[Patch]:
+def apply(
+    boot: Path, root: Path, facts: ImageFacts, parameters: Parameters, record: TreeAttributes | None = None
+) -> list[Patch]:
     """Patch both trees; what was changed, path by path. Done twice it changes nothing more.
 
     :param facts: what `survey` found in these trees
+    :param record: where the attributes of `root` are kept, and kept right; None: on disk
     :raises ConfigError: the command line gets too long, or an appended line can't be read by the firmware
     :raises FormatError: something stands where an operating system has a file
     """
-    with Tree(boot, "boot") as boot_tree, Tree(root, "root") as root_tree:
+    with Tree(boot, "boot") as boot_tree, Tree(root, "root", record) as root_tree:
         layout = bootpart.survey(boot_tree)
         bases = {facts.cmdline_path: facts.cmdline_base, **facts.other_cmdlines}
         lines = {path: shared_line(facts, base, parameters) for path, base in bases.items()}

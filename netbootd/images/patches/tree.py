@@ -5,6 +5,9 @@ and followed inside the tree, where ``/`` and ``..`` end at its top (path_resolu
 changed is replaced (a new inode, by rename), so that a file's other hard links keep their content; owner, mode and
 extended attributes stay, and so do the times of the file and of the folder around it: the same image gives the same
 tree.
+
+Where the attributes of a tree are kept in a record beside it, what it says goes for what lies on disk, and every change
+is noted there, too.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 
 from netbootd.errors import FormatError
+from netbootd.formats.treeattributes import Attributes, TreeAttributes
+from netbootd.images.dressing import mode_on_disk
 
 READ_LIMIT = 1 << 20
 """Bytes of the largest file that is edited or looked into as a whole; configuration files are a thousandth of it."""
@@ -65,7 +70,11 @@ class _Place:
 
     @property
     def path(self) -> str:
-        return os.fsdecode(b"/".join((*self.parents, self.name)))
+        return os.fsdecode(self.raw)
+
+    @property
+    def raw(self) -> bytes:
+        return b"/".join((*self.parents, self.name))
 
 
 @dataclass(slots=True)
@@ -74,10 +83,12 @@ class Tree:
 
     :param folder: its top
     :param label: what the paths of patches begin with, ``boot`` or ``root``
+    :param record: where its attributes are kept; None: on disk
     """
 
     folder: Path
     label: str
+    record: TreeAttributes | None = None
     _made: dict[str, Patch] = field(default_factory=dict)
     _top: int = -1
 
@@ -205,8 +216,7 @@ class Tree:
                 if old:
                     self._take_over(fd, place, old)
                 else:
-                    _own(fd, 0, 0)
-                    os.fchmod(fd, mode)
+                    self._give_to_root(fd, place, stat.S_IFREG | mode)
                 os.utime(fd, ns=(old.st_atime_ns, old.st_mtime_ns) if old else times)
                 os.rename(_NEW_NAME, place.name, src_dir_fd=here, dst_dir_fd=here)
             finally:
@@ -256,6 +266,8 @@ class Tree:
         with self._open_folder(place.parents) as here, _times_kept(here) as times:
             _unlink_stale(here)
             os.symlink(target, _NEW_NAME, dir_fd=here)
+            if self.record is not None:
+                self.record.set(place.raw, Attributes(stat.S_IFLNK | 0o777))
             os.utime(_NEW_NAME, ns=times, dir_fd=here, follow_symlinks=False)
             os.rename(_NEW_NAME, place.name, src_dir_fd=here, dst_dir_fd=here)
         self._note(place, before, f"-> {target}", why)
@@ -289,6 +301,8 @@ class Tree:
                 os.rmdir(place.name, dir_fd=here)
             else:
                 os.unlink(place.name, dir_fd=here)
+        if self.record is not None:
+            self.record.remove(place.raw)
         self._note(place, before, None, why)
 
     # ---------------------------------------------------------------- names
@@ -359,8 +373,7 @@ class Tree:
             os.mkdir(place.name, mode, dir_fd=here)
             fd = os.open(place.name, _DIRECTORY, dir_fd=here)
             try:
-                _own(fd, 0, 0)
-                os.fchmod(fd, mode)
+                self._give_to_root(fd, place, stat.S_IFDIR | mode)
                 os.utime(fd, ns=times)
             finally:
                 os.close(fd)
@@ -383,11 +396,13 @@ class Tree:
     def _stat(self, place: _Place) -> os.stat_result | None:
         try:
             with self._open_folder(place.parents) as here:
-                return os.stat(place.name, dir_fd=here, follow_symlinks=False) if place.name else os.fstat(here)
+                status = os.stat(place.name, dir_fd=here, follow_symlinks=False) if place.name else os.fstat(here)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
                 return None
             raise
+        recorded = self.record.get(place.raw) if self.record is not None else None
+        return _as_recorded(status, recorded) if recorded else status
 
     def _target(self, place: _Place) -> str:
         with self._open_folder(place.parents) as here:
@@ -401,6 +416,9 @@ class Tree:
 
     def _take_over(self, fd: int, place: _Place, old: os.stat_result) -> None:
         """Give the file at `fd` what the one at `place` has: owner, attributes, mode (in this order: chown clears)."""
+        if self.record is not None:  # it goes by the path, which stays
+            os.fchmod(fd, mode_on_disk(old.st_mode))
+            return
         _own(fd, old.st_uid, old.st_gid)
         with self._open_folder(place.parents) as here:
             source = os.open(place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
@@ -410,6 +428,15 @@ class Tree:
             finally:
                 os.close(source)
         os.fchmod(fd, stat.S_IMODE(old.st_mode))
+
+    def _give_to_root(self, fd: int, place: _Place, mode: int) -> None:
+        """Make what is new at `place` root's, with a mode (as st_mode)."""
+        if self.record is not None:
+            self.record.set(place.raw, Attributes(mode))
+            os.fchmod(fd, mode_on_disk(mode))
+        else:
+            _own(fd, 0, 0)
+            os.fchmod(fd, stat.S_IMODE(mode))
 
     def _shown(self, place: _Place, status: os.stat_result | None, secret: bool) -> str | None:
         if status is None:
@@ -464,7 +491,15 @@ def _unlink_stale(folder: int) -> None:
 
 
 def _own(fd: int, uid: int, gid: int) -> None:
-    """Give the file to its owner. A plain user can't, and keeps owners in the export's own record instead."""
+    """Give the file to its owner. A plain user can't, and has no need to: of a boot partition, FAT keeps no owners."""
     status = os.fstat(fd)
     if os.geteuid() == 0 and (status.st_uid, status.st_gid) != (uid, gid):
         os.fchown(fd, uid, gid)
+
+
+def _as_recorded(status: os.stat_result, recorded: Attributes) -> os.stat_result:
+    """What lies on disk, with the type, mode and owner that it has in the image."""
+    return os.stat_result(
+        (recorded.mode, *status[1:4], recorded.uid, recorded.gid, *status[6:10]),
+        {"st_atime_ns": status.st_atime_ns, "st_mtime_ns": status.st_mtime_ns},
+    )

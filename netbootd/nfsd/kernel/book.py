@@ -1,5 +1,7 @@
 """What is exported: the root tree of every live generation, and for NFSv4 the folders on the way to each.
 
+But not of one that was made without privileges: the kernel would show what its files have on disk, to everybody.
+
 Identities (the ``uuid`` of an export, which is in every file handle) follow from the image's name and the generation's
 id alone, so that handles survive a restart of the server and of the host.
 """
@@ -33,7 +35,7 @@ class ExportBook:
         grants: dict[bytes, Grant] = {}
         by_export = {}
         for export in self._exports():
-            grant = grant_of(export)
+            grant = grant_of(export) if export.attributes is None else None
             if grant is not None:
                 grants[grant.path] = by_export[export.image, export.generation] = grant
         for way in {way for path in grants for way in ways(path)} - set(grants):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from netbootd.errors import NetbootdError, NotFoundError
 from netbootd.model.export import Export
-from netbootd.nfsd.mount import MNT3ERR_IO, MNT3ERR_NOENT, ExportTable, MountV3, OnMount
+from netbootd.nfsd.mount import MNT3ERR_ACCES, MNT3ERR_IO, MNT3ERR_NOENT, ExportTable, MountV3, OnMount
 from netbootd.nfsd.rpc import AUTH_SYS, Answer, Caller
 from netbootd.nfsd.v3 import Trees, Work
 from netbootd.nfsd.xdr import opaque, u32
@@ -36,6 +36,16 @@ class KernelMountV3(MountV3):
         self._handle_of = handle_of
 
     def _open(self, export: Export, path: bytes, below: list[bytes], caller: Caller) -> Answer:
+        if export.attributes is not None:
+            _log.error(
+                "MOUNT for %s: generation %s of %s was made with --unprivileged, and the kernel can't serve it;"
+                " netbootd's own server can (--nfs embedded, or a restart where [nfs] backend is auto)",
+                caller.address,
+                export.generation,
+                export.image,
+            )
+            return u32(MNT3ERR_ACCES)
+
         def ask() -> bytes:
             try:
                 handle = self._handle_of(export.image, export.generation, below, caller.address)
