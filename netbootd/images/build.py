@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,24 +18,17 @@ from typing import Any
 
 from netbootd import __version__
 from netbootd.errors import HostError, UsageError
-from netbootd.formats.bootroot import find_boot_and_root
-from netbootd.formats.ext4 import Ext4
-from netbootd.formats.fat import Fat
-from netbootd.formats.partitions import read_table
-from netbootd.formats.treeattributes import TreeAttributes
-from netbootd.images import patches, pc
+from netbootd.images import patches, pc, trees
 from netbootd.images.catalog import resolve
 from netbootd.images.catalog.names import arch_of
-from netbootd.images.decompress import Stopped, decompress
 from netbootd.images.download import fetch
-from netbootd.images.dressing import RecordDressing, StoreDressing
-from netbootd.images.export import Counts, export_ext4, export_fat
+from netbootd.images.export import Counts
 from netbootd.images.locations import public
+from netbootd.images.originals import ORIGINAL, Originals
 from netbootd.images.progress import Progress
-from netbootd.images.sdcard import stage_card
 from netbootd.images.target import check_target
 from netbootd.images.threads import in_thread
-from netbootd.model.image import ATTRIBUTES, CARD, Generation, ImageSpec, Release
+from netbootd.model.image import ATTRIBUTES, Generation, ImageSpec, Release
 from netbootd.model.network import ServerAddress
 from netbootd.store.generations import Generations, remove_tree
 
@@ -101,11 +95,10 @@ async def build_image(
             return result
         if not pc.is_iso(release.file_name):
             check_target(generations.layout.image(spec.name), recorded=recorded)
-        archive = archive or await fetch(release, generations.layout.downloads, progress)
-        record = TreeAttributes() if recorded else None
-        await in_thread(
-            lambda stop: _build(spec, release, archive, generation, generations, server, record, progress, stop)
-        )
+        job = _Job(spec, release, generation, generations, server, recorded, progress)
+        if options.force or not await in_thread(job.rebuild):
+            archive = archive or await fetch(release, generations.layout.downloads, progress)
+            await in_thread(lambda stop: job.build(archive, stop))
         return result
 
 
@@ -161,109 +154,95 @@ def _source(release: Release) -> dict[str, Any]:
     }
 
 
-def _build(
-    spec: ImageSpec,
-    release: Release,
-    archive: Path,
-    generation: Generation,
-    generations: Generations,
-    server: ServerAddress,
-    record: TreeAttributes | None,
-    progress: Progress,
-    stop: threading.Event,
-) -> None:
-    work = generations.begin(generation)
-    try:
-        if pc.is_iso(release.file_name) or pc.holds_iso(archive):
-            manifest = _fill_pc(spec, release, archive, generation, work, progress, stop)
-        else:
-            manifest = _fill(spec, release, archive, generation, work, server, record, progress, stop)
-        progress.step("Publishing")
-        generations.publish(work, generation, manifest)
-    except OSError as error:
-        if isinstance(error, HostError):
-            raise
-        raise HostError(
-            f"Building {spec.name} in {work}: {error.strerror or error}.",
-            hint="Is the disk full? netbootd images prune deletes old generations.",
-        ) from error
-    finally:
-        if work.exists():
-            remove_tree(work)
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One generation to be made. `recorded`: the attributes of its root file system are to lie in a record."""
 
+    spec: ImageSpec
+    release: Release
+    generation: Generation
+    generations: Generations
+    server: ServerAddress
+    recorded: bool
+    progress: Progress
 
-def _fill(
-    spec: ImageSpec,
-    release: Release,
-    archive: Path,
-    generation: Generation,
-    work: Path,
-    server: ServerAddress,
-    record: TreeAttributes | None,
-    progress: Progress,
-    stop: threading.Event,
-) -> dict[str, Any]:
-    """Fill `work` with boot/ and root/, and what `record` keeps of root/; returns what image.json says."""
-    progress.step("Decompressing")
-    with decompress(
-        archive,
-        work,
-        landing=None if spec.card else work / "landing",  # a card is made of the image as a whole
-        progress=progress,
-        sha256=release.sha256,
-        extract_sha256=release.extract_sha256,
-        stop=stop,
-    ) as image:
-        size = image.window.size
-        table = read_table(image.window)
-        boot_partition, root_partition = find_boot_and_root(image.window, table)
-        fat = Fat(image.window.sub(boot_partition.offset, boot_partition.size))
-        ext4 = Ext4(image.window.sub(root_partition.offset, root_partition.size))
-        _check_room(work, fat, ext4, image.landed.size if image.landed else 0)
+    def rebuild(self, stop: threading.Event) -> bool:
+        """Make it of an earlier one of the same archive; False where that can't be done."""
+        wanted = trees.inputs(self.spec, self.release, record=self.recorded)
+        donor = trees.donor(self.generations, self.spec.name, wanted)
+        if donor is None:
+            return False
+        with self._work() as work:
+            taken = trees.from_generation(self.generations, donor, work, progress=self.progress, stop=stop)
+            if taken is None:
+                self.progress.note(f"Generation {donor.id} is not whole: the image is read again.")
+                return False
+            self._publish(work, self._patched(taken, work))
+        return True
+
+    def build(self, archive: Path, stop: threading.Event) -> None:
+        """Make it of the archive."""
+        spec, release = self.spec, self.release
+        with self._work() as work:
+            if pc.is_iso(release.file_name) or pc.holds_iso(archive):
+                manifest = _fill_pc(spec, release, archive, self.generation, work, self.progress, stop)
+            else:
+                read = trees.from_archive(
+                    archive, spec, release, work, record=self.recorded, progress=self.progress, stop=stop
+                )
+                manifest = self._patched(read, work)
+            self._publish(work, manifest)
+
+    @contextmanager
+    def _work(self) -> Iterator[Path]:
+        """An empty folder for it, removed unless it has been published."""
+        work = self.generations.begin(self.generation)
+        try:
+            yield work
+        except OSError as error:
+            if isinstance(error, HostError):
+                raise
+            raise HostError(
+                f"Building {self.spec.name} in {work}: {error.strerror or error}.",
+                hint="Is the disk full? netbootd images prune deletes old generations.",
+            ) from error
+        finally:
+            if work.exists():
+                remove_tree(work)
+
+    def _publish(self, work: Path, manifest: dict[str, Any]) -> None:
+        self.progress.step("Publishing")
+        self.generations.publish(work, self.generation, manifest)
+
+    def _patched(self, read: trees.Trees, work: Path) -> dict[str, Any]:
+        """Patch the trees in `work`; returns what image.json says."""
+        self.progress.step("Patching")
+        spec, record = self.spec, read.record
         boot, root = work / "boot", work / "root"
-        boot.mkdir()
-        root.mkdir()
-
-        def advance(amount: int) -> None:
-            if stop.is_set():
-                raise Stopped
-            progress.advance(amount)
-
-        progress.step("Reading the boot partition")
-        progress.total(fat.used_bytes)
-        counts = {"boot": export_fat(fat, boot, progress=advance)}
-        progress.step("Reading the root file system")
-        progress.total(ext4.used_bytes)  # its tables too, so that the end comes a little early
-        dressing = StoreDressing() if record is None else RecordDressing(record)
-        counts["root"] = export_ext4(ext4, root, progress=advance, dressing=dressing)
-        card = stage_card(image.window, dict(spec.card), work, progress, stop) if spec.card else None
-    progress.step("Patching")
-    facts = replace(patches.survey(boot, root, record), cmdline_append=spec.cmdline_append)
-    made = patches.apply(
-        boot,
-        root,
-        facts,
-        patches.Parameters(
-            server=server,
-            root_path=str(generation.root),
+        facts = replace(patches.survey(boot, root, record), cmdline_append=spec.cmdline_append)
+        parameters = patches.Parameters(
+            server=self.server,
+            root_path=str(self.generation.root),
             cmdline_append=spec.cmdline_append,
             config_append=spec.config_append,
-        ),
-        record,
-    )
-    if record is not None:
-        (work / ATTRIBUTES).write_bytes(record.encode())
-    return {
-        **_heading(spec, release, generation),
-        **({"unprivileged": True} if record is not None else {}),
-        "image": {"size": size},
-        "partitions": [asdict(partition) for partition in table.partitions],
-        "patches": [asdict(patch) for patch in made],
-        "counts": {part: count.as_dict() for part, count in counts.items()},
-        "facts": facts.as_dict(),
-        **({"card": {"file": CARD, **asdict(card)}} if card else {}),
-        **_ending(),
-    }
+        )
+        with Originals(work / ORIGINAL) as originals:
+            before = record.encode() if record is not None else None
+            made = patches.apply(boot, root, facts, parameters, record, originals)
+            originals.finish(trees.inputs(spec, self.release, record=self.recorded), before)
+        if record is not None:
+            (work / ATTRIBUTES).write_bytes(record.encode())
+        return {
+            **_heading(spec, self.release, self.generation),
+            **({"unprivileged": True} if record is not None else {}),
+            "image": {"size": read.size},
+            "partitions": read.partitions,
+            "patches": [asdict(patch) for patch in made],
+            "counts": read.counts,
+            "facts": facts.as_dict(),
+            **({"card": read.card} if read.card else {}),
+            **_ending(),
+        }
 
 
 def _fill_pc(
@@ -301,14 +280,4 @@ def _heading(spec: ImageSpec, release: Release, generation: Generation) -> dict[
 
 
 def _ending() -> dict[str, str]:
-    return {"tool": f"netbootd {__version__}", "created": datetime.now(UTC).isoformat(timespec="seconds")}
-
-
-def _check_room(work: Path, fat: Fat, ext4: Ext4, there: int) -> None:
-    needed = max(0, fat.used_bytes + ext4.used_bytes - there)
-    free = shutil.disk_usage(work).free
-    if free < needed:
-        raise HostError(
-            f"Exporting the image needs {needed >> 20} MiB, and {work} has {free >> 20} MiB free.",
-            hint="Free some room (netbootd images prune), or choose another disk with --state.",
-        )
+    return {"tool": f"netbootd {__version__}", "created": datetime.now(UTC).isoformat(timespec="milliseconds")}

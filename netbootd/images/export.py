@@ -62,7 +62,7 @@ def export_fat(fat: Fat, folder: Path, progress: Advance) -> Counts:
     files = folders = size = 0
     stack = [(os.open(folder, _FOLDER), 0)]  # the open folders with their times; the top one of a FAT has none
     try:
-        _forget_inherited(stack[0][0])
+        forget_inherited(stack[0][0])
         for entry in fat.walk():
             while len(stack) > entry.path.count("/") + 1:
                 _leave_fat_folder(*stack.pop())
@@ -107,7 +107,7 @@ def _write(fd: int, view: memoryview, offset: int) -> None:
         offset += count if offset >= 0 else 0
 
 
-def _forget_inherited(fd: int) -> None:
+def forget_inherited(fd: int) -> None:
     """Take the ACLs from a new folder that its parent's default ACL gave it: what is made in it would get them too."""
     for name in _INHERITED:
         try:
@@ -188,7 +188,7 @@ class _Export:
                     self._tell()
                 if not entry.depth:
                     self._enter(os.open(folder, _FOLDER), entry)
-                    _forget_inherited(self._open[0][0])
+                    forget_inherited(self._open[0][0])
                     continue
                 while len(self._open) > entry.depth:
                     self._leave()

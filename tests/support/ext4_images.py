@@ -161,6 +161,7 @@ def read_folder(folder: Path) -> dict[bytes, dict[str, Any]]:
         stat.S_IFCHR: "char",
         stat.S_IFBLK: "block",
         stat.S_IFIFO: "fifo",
+        stat.S_IFSOCK: "sock",
     }
     root = os.fsencode(folder)
 

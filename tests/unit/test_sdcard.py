@@ -32,10 +32,8 @@ from netbootd.images.progress import Silent
 from netbootd.model.image import CARD, ImageSpec
 from netbootd.store.generations import Generations
 from netbootd.store.layout import Layout
+from tests.support.small_image import FAT, MIB, small_image
 
-MIB = 1 << 20
-FAT, ROOT = (1 * MIB, 8 * MIB), (9 * MIB, 6 * MIB)
-SIZE = 17 * MIB
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBmVVTWZ4NjaDqyhQ0B9B1u0mUuCPq9yx5xY7pXrJr5N a@b"
 PUBLISHED = {
     "config.txt": b"arm_64bit=1\n",
@@ -53,32 +51,11 @@ def run(*argv: object) -> str:
 
 
 def published(folder: Path, *, cloud_init: bool = True) -> Path:
-    """A small image with a boot partition, a root, and something behind them."""
-    tree, image = folder / "tree", folder / f"published-{cloud_init}.img"
+    """A small image with or without cloud-init in its root."""
+    tree = folder / "tree"
     for name in ("etc/cloud" if cloud_init else "etc/apt", "usr"):
         (tree / name).mkdir(parents=True)
-    with image.open("wb") as stream:
-        stream.truncate(SIZE)
-        stream.seek(SIZE - 100)
-        stream.write(b"behind the partitions")
-    table = "".join(f"start={o // 512}, size={s // 512}, type={t}\n" for (o, s), t in ((FAT, "c"), (ROOT, "83")))
-    subprocess.run(["sfdisk", "-q", image], input=f"label: dos\n{table}", text=True, check=True, capture_output=True)
-    for name, argv, (offset, size) in (
-        ("fat", ["mkfs.vfat", "-F", "16", "-s", "1", "-n", "system-boot"], FAT),
-        ("root", ["mke2fs", "-q", "-t", "ext4", "-L", "writable", "-d", tree], ROOT),
-    ):
-        part = folder / name
-        part.write_bytes(b"")
-        os.truncate(part, size)
-        run(*argv, part)
-        if name == "fat":
-            for file, data in PUBLISHED.items():
-                (folder / file).write_bytes(data)
-                run("mcopy", "-i", part, folder / file, "::")
-        with image.open("r+b") as stream:
-            stream.seek(offset)
-            stream.write(part.read_bytes())
-    return image
+    return small_image(folder / f"published-{cloud_init}.img", PUBLISHED, tree)
 
 
 @pytest.fixture(scope="module")

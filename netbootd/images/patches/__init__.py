@@ -11,6 +11,7 @@ from pathlib import Path
 
 from netbootd.formats import cmdline
 from netbootd.formats.treeattributes import TreeAttributes
+from netbootd.images.originals import Originals
 from netbootd.images.patches import bootpart, network, ramdisk, system
 from netbootd.images.patches.tree import Patch, Tree
 from netbootd.model.facts import ImageFacts
@@ -66,16 +67,25 @@ def survey(boot: Path, root: Path, record: TreeAttributes | None = None) -> Imag
 
 
 def apply(
-    boot: Path, root: Path, facts: ImageFacts, parameters: Parameters, record: TreeAttributes | None = None
+    boot: Path,
+    root: Path,
+    facts: ImageFacts,
+    parameters: Parameters,
+    record: TreeAttributes | None = None,
+    originals: Originals | None = None,
 ) -> list[Patch]:
     """Patch both trees; what was changed, path by path. Done twice it changes nothing more.
 
     :param facts: what `survey` found in these trees
     :param record: where the attributes of `root` are kept, and kept right; None: on disk
+    :param originals: where to keep what gives way
     :raises ConfigError: the command line gets too long, or an appended line can't be read by the firmware
     :raises FormatError: something stands where an operating system has a file
     """
-    with Tree(boot, "boot") as boot_tree, Tree(root, "root", record) as root_tree:
+    with (
+        Tree(boot, "boot", originals=originals) as boot_tree,
+        Tree(root, "root", record, originals) as root_tree,
+    ):
         layout = bootpart.survey(boot_tree)
         bases = {facts.cmdline_path: facts.cmdline_base, **facts.other_cmdlines}
         lines = {path: shared_line(facts, base, parameters) for path, base in bases.items()}

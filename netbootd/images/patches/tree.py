@@ -6,6 +6,8 @@ changed is replaced (a new inode, by rename), so that a file's other hard links 
 extended attributes stay, and so do the times of the file and of the folder around it: the same image gives the same
 tree.
 
+What is replaced or removed can be kept (`Originals`), for the trees to be made again as they were.
+
 Where the attributes of a tree are kept in a record beside it, what it says goes for what lies on disk, and every change
 is noted there, too.
 """
@@ -24,6 +26,7 @@ from types import TracebackType
 from netbootd.errors import FormatError
 from netbootd.formats.treeattributes import Attributes, TreeAttributes
 from netbootd.images.dressing import mode_on_disk
+from netbootd.images.originals import Originals
 
 READ_LIMIT = 1 << 20
 """Bytes of the largest file that is edited or looked into as a whole; configuration files are a thousandth of it."""
@@ -84,11 +87,13 @@ class Tree:
     :param folder: its top
     :param label: what the paths of patches begin with, ``boot`` or ``root``
     :param record: where its attributes are kept; None: on disk
+    :param originals: where to keep what gives way
     """
 
     folder: Path
     label: str
     record: TreeAttributes | None = None
+    originals: Originals | None = None
     _made: dict[str, Patch] = field(default_factory=dict)
     _top: int = -1
 
@@ -218,6 +223,7 @@ class Tree:
                 else:
                     self._give_to_root(fd, place, stat.S_IFREG | mode)
                 os.utime(fd, ns=(old.st_atime_ns, old.st_mtime_ns) if old else times)
+                self._keep(place, status, here)
                 os.rename(_NEW_NAME, place.name, src_dir_fd=here, dst_dir_fd=here)
             finally:
                 os.close(fd)
@@ -243,6 +249,7 @@ class Tree:
                         file.write(data)
                     self._take_over(fd, place, status)
                     os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+                    self._keep(place, status, here)
                     os.rename(_NEW_NAME, place.name, src_dir_fd=here, dst_dir_fd=here)
                 finally:
                     os.close(fd)
@@ -269,6 +276,7 @@ class Tree:
             if self.record is not None:
                 self.record.set(place.raw, Attributes(stat.S_IFLNK | 0o777))
             os.utime(_NEW_NAME, ns=times, dir_fd=here, follow_symlinks=False)
+            self._keep(place, status, here)
             os.rename(_NEW_NAME, place.name, src_dir_fd=here, dst_dir_fd=here)
         self._note(place, before, f"-> {target}", why)
 
@@ -297,10 +305,11 @@ class Tree:
                 self.remove(f"{place.path}/{name}", why, secret=secret)
         before = self._shown(place, status, secret)
         with self._open_folder(place.parents) as here, _times_kept(here):
-            if stat.S_ISDIR(status.st_mode):
-                os.rmdir(place.name, dir_fd=here)
-            else:
+            if not stat.S_ISDIR(status.st_mode):
+                self._keep(place, status, here)
                 os.unlink(place.name, dir_fd=here)
+            elif self.originals is None or not self.originals.keep_folder(self.label, place.raw, here):
+                os.rmdir(place.name, dir_fd=here)
         if self.record is not None:
             self.record.remove(place.raw)
         self._note(place, before, None, why)
@@ -370,6 +379,7 @@ class Tree:
 
     def _make_folder(self, place: _Place, why: str, mode: int) -> None:
         with self._open_folder(place.parents) as here, _times_kept(here) as times:
+            self._keep(place, None, here)
             os.mkdir(place.name, mode, dir_fd=here)
             fd = os.open(place.name, _DIRECTORY, dir_fd=here)
             try:
@@ -392,6 +402,15 @@ class Tree:
             os.close(here)
 
     # ---------------------------------------------------------------- one name
+
+    def _keep(self, place: _Place, status: os.stat_result | None, folder: int) -> None:
+        """Keep what is about to give way; None: there is nothing yet."""
+        if self.originals is None:
+            return
+        if status is None:
+            self.originals.made(self.label, place.raw)
+        else:
+            self.originals.keep(self.label, place.raw, folder)
 
     def _stat(self, place: _Place) -> os.stat_result | None:
         try:
