@@ -253,6 +253,14 @@ def test_where_tree_and_record_disagree_only_root_gets_in(served, root, record, 
     tree.close()
 
 
+def test_what_is_root_s_alone_has_no_acl(served, root, record):
+    """Which would let others in: the record speaks of a folder where there is a file by now."""
+    record.set(b"etc/shadow", FOLDER._replace(xattrs=(("system.posix_acl_access", b"acl"),)))
+    tree = served()
+    assert tree.acls(tree.lookup(tree.lookup(0, b"etc"), b"shadow")) is None
+    tree.close()
+
+
 def test_without_its_record_a_tree_is_not_served(served, root, tmp_path):
     with pytest.raises(FileNotFoundError):
         scan(os.fsencode(root), FSID, os.fsencode(tmp_path / "nothing"))
