@@ -15,6 +15,7 @@ table, and no two paths can be found that share a digest of this size.
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 import struct
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ class Attributes(NamedTuple):
         """
         parts = [_SET.pack(self.mode, self.uid, self.gid, self.major, self.minor, len(self.xattrs))]
         for name, value in sorted(self.xattrs):
-            raw = name.encode("utf-8", "surrogateescape")
+            raw = os.fsencode(name)
             if len(raw) > _MAX_XATTR_NAME or len(value) > _MAX_XATTR_VALUE:
                 raise FormatError(
                     f"An extended attribute of {len(value)} bytes, {name!r}, is larger than Linux has it."
@@ -184,7 +185,7 @@ def _sets(data: memoryview, count: int) -> Iterator[Attributes]:
                 end = at + name_length + length
                 if end > len(data) or not 0 < name_length <= _MAX_XATTR_NAME or length > _MAX_XATTR_VALUE:
                     raise _damaged("an attribute is longer than it can be")
-                name = bytes(data[at : at + name_length]).decode("utf-8", "surrogateescape")
+                name = os.fsdecode(bytes(data[at : at + name_length]))
                 found.append((name, bytes(data[at + name_length : end])))
                 at = end
         except struct.error:

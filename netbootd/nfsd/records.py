@@ -26,13 +26,13 @@ class Source:
         """Type, mode, owner and device number of the entry at `path`, which lies on disk as `status` tells."""
         return on_disk(status)
 
-    def acls(self, path: bytes, where: int | bytes) -> tuple[bytes, bytes]:
-        """Its (access, default) ACLs; `where` is a descriptor, or a path that is not followed."""
+    def acls(self, its: Attributes, where: int | bytes) -> tuple[bytes, bytes]:
+        """(access, default) ACLs of what `of` gave `its`; `where` is a descriptor, or a path that is not followed."""
         try:
             names = os.listxattr(where) if isinstance(where, int) else os.listxattr(where, follow_symlinks=False)
             access, default = (_xattr(where, name) if name in names else b"" for name in _ACLS)
         except OSError as error:  # a file system without extended attributes, or no /proc
-            _log.debug("no ACLs of %s: %s", os.fsdecode(path), error)
+            _log.debug("no ACLs of %s: %s", where if isinstance(where, int) else os.fsdecode(where), error)
             return b"", b""
         return access, default
 
@@ -57,10 +57,9 @@ class Recorded(Source):
         kind = stat.S_IFMT(status.st_mode)
         return Attributes(kind | (0o700 if kind == stat.S_IFDIR else 0o777 if kind == stat.S_IFLNK else 0o600))
 
-    def acls(self, path: bytes, where: int | bytes) -> tuple[bytes, bytes]:
-        """See `Source`."""
-        found = self._known.get(path)
-        xattrs = dict(found.xattrs) if found else {}
+    def acls(self, its: Attributes, where: int | bytes) -> tuple[bytes, bytes]:
+        """See `Source`; what is root's alone has none, whatever the record has under its path."""
+        xattrs = dict(its.xattrs)
         return xattrs.get(posixacl.ACCESS, b""), xattrs.get(posixacl.DEFAULT, b"")
 
 

@@ -201,8 +201,9 @@ class Tree:
         status = os.fstat(self._root_fd)
         device = status.st_dev
         links: dict[int, int] = {}
-        self._add(ROOT, _key(0, b""), _ABSENT, status, source.of(b"", status))
-        self._keep_acls(ROOT, source.acls(b"", self._root_fd))
+        its = source.of(b"", status)
+        self._add(ROOT, _key(0, b""), _ABSENT, status, its)
+        self._keep_acls(ROOT, source.acls(its, self._root_fd))
         folders: deque[tuple[int, tuple[bytes, ...]]] = deque([(ROOT, ())])
         while folders:
             number, names = folders.popleft()
@@ -236,14 +237,14 @@ class Tree:
             kind = stat.S_IFMT(status.st_mode)
             known = links.get(status.st_ino) if status.st_nlink > 1 and kind != stat.S_IFDIR else None
             if known is None:
-                path = above + name
-                known = self._add(folder, _key(base, name), len(self._name_ends), status, source.of(path, status))
+                its = source.of(above + name, status)
+                known = self._add(folder, _key(base, name), len(self._name_ends), status, its)
                 if kind == stat.S_IFLNK:
                     self._symlinks[known] = os.fsencode(os.readlink(dir_entry.name, dir_fd=fd))
                 elif status.st_dev == device:
                     if kind == stat.S_IFDIR:
                         folders.append((known, (*names, name)))
-                    self._keep_acls(known, source.acls(path, b"/proc/self/fd/%d/%b" % (fd, name)))
+                    self._keep_acls(known, source.acls(its, b"/proc/self/fd/%d/%b" % (fd, name)))
                 if status.st_nlink > 1 and kind != stat.S_IFDIR:
                     links[status.st_ino] = known
             self._names += name

@@ -213,7 +213,14 @@ def nfs(config: Config, layout: Layout) -> Iterator[Finding]:
             f"The kernel's NFS server can't serve what was made with --unprivileged: {', '.join(recorded)}.",
             'Prepare it as root without --unprivileged, or set [nfs] backend = "embedded".',
         )  # fmt: skip
-    elif SOCKET.exists() and backend != "embedded" and not recorded:
+    elif recorded and backend == "auto" and SOCKET.exists():
+        yield Finding(
+            "nfs", "warning",
+            f"netbootd's own NFS server has to serve {', '.join(recorded)}, made with --unprivileged, and the"
+            " privileged part for the kernel's runs.",
+            "Prepare it as root without --unprivileged; or sudo systemctl stop netbootd-nfs, and restart netbootd.",
+        )  # fmt: skip
+    elif SOCKET.exists() and backend != "embedded":
         yield from _kernel_nfs()
     elif backend == "kernel":
         known = has_nfs_server()

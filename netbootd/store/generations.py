@@ -102,8 +102,8 @@ class Generations:
     def unprivileged(self, generation: Generation) -> bool:
         """Whether the attributes of its root tree lie in a record beside it: the kernel's NFS server can't serve those.
 
-        image.json is read once, since a generation's id tells one kind from the other. A generation whose record is
-        lost, or whose image.json is, counts as one that has a record.
+        image.json is read once, since a generation's id tells one kind from the other. A generation that has lost one
+        of the two, image.json or the record, still counts.
         """
         if generation not in self._unprivileged:
             try:

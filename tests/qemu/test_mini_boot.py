@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +22,10 @@ FLAT = Board("flat", "10000000a1b2c3d6", "dc:a6:32:00:00:03")
 STRANGER = Board("stranger", "10000000a1b2c3d7", "2c:cf:67:00:00:04")
 REBOOTED = Board("rebooted", "10000000a1b2c3d8", "dc:a6:32:00:00:05")
 READER = Board("reader", "10000000a1b2c3d9", "dc:a6:32:00:00:06")
+LOOKER = Board("looker", "10000000a1b2c3da", "dc:a6:32:00:00:07")
 
 PAYLOAD = "var/lib/random.bin"
+KINDS = {1: "fifo", 2: "char", 4: "dir", 6: "block", 8: "file", 10: "link", 12: "sock"}
 CONFIG = f"""
 [defaults]
 image = "noble"
@@ -48,6 +51,16 @@ mac = "{FLAT.mac}"
 [[node]]
 name = "valar-rebooted"
 serial = "{REBOOTED.serial}"
+
+[[image]]
+name = "recorded"
+source = "SOURCE"
+cmdline_append = "lab.stat=0,1000,42 lab.report={URL}/report"
+
+[[node]]
+name = "valar-looker"
+serial = "{LOOKER.serial}"
+image = "recorded"
 
 [[node]]
 name = "valar-reader"
@@ -124,6 +137,37 @@ def test_a_stranger_is_served_the_default_image(rack: Rack, image: DiskImage) ->
     status = rack.netbootd.status()[STRANGER.id]
     assert status["stage"] == "ready"
     assert f"META local-hostname: {status['name']}" in report.body
+
+
+def test_a_root_made_without_privileges_is_what_is_in_the_image(rack: Rack, image: DiskImage) -> None:
+    """By stat(2) on a real client: types, modes with set-id bits, owners, device numbers, sizes; and who may read."""
+    made = rack.netbootd.command("prepare", "recorded", "--unprivileged", "--advertise", SERVER, "--json")
+    (built,) = json.loads(made)["images"]
+    manifest = json.loads((Path(built["path"]) / "image.json").read_text())
+    changed = {patch["path"].removeprefix("root/") for patch in manifest["patches"]}
+    machine = rack.start(rack.download(LOOKER), memory=512)
+    report = rack.reports(machine, LOOKER.mac, 1, timeout=120)[-1]
+    machine.stop()
+
+    assert [report.field(f"SHADOW-{uid}") for uid in (0, 1000, 42)] == ["read", "refused", "read"]
+    seen = {}
+    for line in report.body.splitlines():
+        words = line.split(" ", 7)
+        if words[0] == "STAT":
+            seen[words[7].removeprefix("/root").removeprefix("/")] = words[1:7]
+    compared = set()
+    for row in map(json.loads, image.root_manifest.read_text().splitlines()):
+        if row["path"] in seen and row["path"] not in changed:
+            mode, uid, gid, major, minor, size = seen[row["path"]]
+            compared.add(row["type"])
+            assert KINDS[int(mode, 16) >> 12] == row["type"], row
+            assert f"{int(mode, 16) & 0o7777:04o}" == row["mode"], row
+            assert (int(uid), int(gid)) == (row["uid"], row["gid"]), row
+            if "rdev" in row:
+                assert [int(major, 16), int(minor, 16)] == row["rdev"], row
+            if row["type"] == "file":
+                assert int(size) == row["size"], row
+    assert compared == set(KINDS.values()) and len(seen) > 1000
 
 
 def test_a_proxy_dhcp_beside_a_router_that_knows_nothing(

@@ -7,6 +7,8 @@ NFSv3, the four NoCloud documents, phone-home. What it is told on the kernel com
 ``nfsroot=ADDR:/PATH[,OPTIONS]``     mount it read-only (NFSv3, TCP, no lock manager)
 ``ds=nocloud;s=URL``                 read the seed there (``ds=nocloud-net;s=URL`` too), then phone home
 ``lab.read=FILE``                    the sha256 of that file below the root
+``lab.stat=ID,ID``                   stat(2) of every name below the root (mode in hex, uid, gid, device numbers in hex,
+                                     size, path), and whether users of these ids may read /etc/shadow
 ``lab.report=URL``                   POST all that was found to URL/<mac>, at the end
 ``lab.gate=URL``                     with the file open and its first block read: POST "WAITING" to the report's URL,
                                      wait until URL/<mac> is there, forget what is cached, and read on
@@ -57,6 +59,12 @@ udhcpc -i eth0 -n -q -t 10 -s /bin/lease
         echo "DIGEST $(cat /first - <&3 | sha256sum | cut -d' ' -f1)"
         exec 3<&-
     fi
+    for id in $(arg lab.stat | tr ',' ' '); do
+        echo "u$id:x:$id:$id::/:/bin/sh" >> /etc/passwd
+        if start-stop-daemon -S -n none -c "u$id:$id" -a /bin/cat -- /root/etc/shadow > /dev/null
+        then echo "SHADOW-$id read"; else echo "SHADOW-$id refused"; fi
+    done
+    [ -z "$(arg lab.stat)" ] || find /root -exec stat -c 'STAT %f %u %g %t %T %s %n' {} +
     if [ -n "$seed" ]; then
         for name in meta-data user-data vendor-data network-config; do
             if wget -q -O /$name "$seed$name"; then echo "SEED $name $(wc -c < /$name)"; else echo "NO-SEED $name"; fi

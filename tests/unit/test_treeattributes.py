@@ -16,7 +16,7 @@ from netbootd.formats.treeattributes import Attributes, TreeAttributes
 TYPES = (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
 HEADER = 56
 U32 = st.integers(0, 0xFFFFFFFF)
-NAMES = st.binary(min_size=1, max_size=255).map(lambda raw: raw.decode("utf-8", "surrogateescape"))
+NAMES = st.binary(min_size=1, max_size=255).map(lambda raw: os.fsdecode(raw))
 XATTRS = st.dictionaries(NAMES, st.binary(max_size=100), max_size=3).map(lambda found: tuple(sorted(found.items())))
 ATTRIBUTES = st.builds(
     lambda kind, mode, *rest: Attributes(kind | mode, *rest),

@@ -5,6 +5,7 @@ That all this comes out right for a real plain user and a whole image is tested 
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from dataclasses import replace
@@ -32,6 +33,7 @@ from netbootd.service.supervisor import ServeOptions, Service
 from netbootd.store.generations import Generations
 from netbootd.store.layout import Layout
 from tests.support.ext4_images import make, opened
+from tests.support.live_iso import live_iso
 from tests.support.processes import run
 
 FSID = b"12345678"
@@ -114,6 +116,16 @@ def test_the_id_is_another():
     release = Release("t", "u", "f", "00", 1, True, "")
     arguments = (ImageSpec("noble"), release, ServerAddress("192.0.2.1"), Path("/state"), "")
     assert generation_id(*arguments) != generation_id(*arguments, recorded=True)
+
+
+def test_a_pc_s_image_has_no_root_to_record(netbootd, tmp_path):
+    live_iso(tmp_path / "x.iso")
+    words = ("prepare", "--source", tmp_path / "x.iso", "--name", "pc", "--arch", "amd64", "--advertise", "192.0.2.1")
+    made = [netbootd(*words, "--json", *more) for more in ((), ("--unprivileged",))]
+    assert [status for status, _, _ in made] == [0, 0], made
+    first, second = (json.loads(out)["images"][0] for _, out, _ in made)
+    assert (second["generation"], second["changed"]) == (first["generation"], False)
+    assert not (Path("state/images/pc/current") / "attributes").exists()
 
 
 # ---------------------------------------------------------------- patching
@@ -241,6 +253,14 @@ def test_where_tree_and_record_disagree_only_root_gets_in(served, root, record, 
     tree.close()
 
 
+def test_what_is_root_s_alone_has_no_acl(served, root, record):
+    """Which would let others in: the record speaks of a folder where there is a file by now."""
+    record.set(b"etc/shadow", FOLDER._replace(xattrs=(("system.posix_acl_access", b"acl"),)))
+    tree = served()
+    assert tree.acls(tree.lookup(tree.lookup(0, b"etc"), b"shadow")) is None
+    tree.close()
+
+
 def test_without_its_record_a_tree_is_not_served(served, root, tmp_path):
     with pytest.raises(FileNotFoundError):
         scan(os.fsencode(root), FSID, os.fsencode(tmp_path / "nothing"))
@@ -303,9 +323,9 @@ def test_doctor_and_the_current_generation(layout, tmp_path, monkeypatch):
     (found,) = doctor.nfs(config, layout)
     assert (found.level, "noble" in found.message, "embedded" in found.remedy) == ("error", True, True)
     monkeypatch.setattr(doctor, "SOCKET", tmp_path)  # the privileged part seems to be there
-    monkeypatch.setattr(doctor, "_read", lambda path: "")
     (found,) = doctor.nfs(replace(config, nfs=NfsConfig()), layout)
-    assert (found.level, "netbootd's own server" in found.message) == ("ok", True)
+    assert (found.level, "has to serve noble" in found.message) == ("warning", True)
+    assert "stop netbootd-nfs" in found.remedy
     published(layout, "cccccccc")
     assert unprivileged_images(Generations(layout)) == []
     (found,) = doctor.nfs(replace(config, nfs=NfsConfig()), layout)
