@@ -146,11 +146,15 @@ def _set(target: int | bytes, name: str, value: bytes, entry: Entry) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) and len(value) < 2048:
             raise
-        raise HostError(
-            f"Exporting {shown(entry)}: this store can't keep its attribute {name} ({len(value)} bytes):"
-            f" {error.strerror}.",
-            hint="Choose a folder on ext4 (made with -O ea_inode for large attributes), XFS or btrfs with --state.",
-        ) from error
+        raise cannot_keep(entry, name, value, error) from error
+
+
+def cannot_keep(entry: Entry, name: str, value: bytes, error: OSError) -> HostError:
+    """What to tell of an extended attribute that the store refuses."""
+    return HostError(
+        f"Exporting {shown(entry)}: this store can't keep its attribute {name} ({len(value)} bytes): {error.strerror}.",
+        hint="Choose a folder on ext4 (made with -O ea_inode for large attributes), XFS or btrfs with --state.",
+    )
 
 
 def shown(entry: Entry) -> str:

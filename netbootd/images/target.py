@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from netbootd.errors import HostError
+from netbootd.formats.ext4 import Ext4
+from netbootd.formats.ext4.superblock import INCOMPAT_EA_INODE
+from netbootd.images.dressing import cannot_keep
 
 _CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)  # version 2, CAP_NET_RAW: as ping has it
 _ACL = struct.pack("<I", 2) + b"".join(
@@ -29,6 +32,7 @@ _ACL = struct.pack("<I", 2) + b"".join(
         (0x20, 0, 0xFFFFFFFF),
     )
 )
+_USUAL_BLOCK = 4096  # bytes
 _TIMES = (-1_500_000_000, 4_102_444_800_123_456_789, 15_032_385_535_000_000_000)
 """In nanoseconds: before 1970, behind 32 bits of seconds, and ext4's last second, in 2446."""
 
@@ -178,3 +182,30 @@ _ATTEMPTS: dict[str, Callable[[Path], bool]] = {
 }
 _CONTENT = frozenset(("nanosecond times", "hard and symbolic links", "file names", "holes"))
 """What any user can keep, and a record does not replace."""
+
+
+# ---------------------------------------------------------------- attributes of unusual size
+
+
+def check_attributes(ext4: Ext4, folder: Path) -> None:
+    """See whether `folder` can keep the largest set of extended attributes that an image has, before any is written.
+
+    What fits into ext4's inodes and one block of 4 KiB every store of those that pass `check_target` keeps: an image
+    is gone through for this only where it can have more (the feature ea_inode, or larger blocks).
+
+    :raises FormatError: the file system is damaged or hostile
+    :raises HostError: it can't; names the file that has them
+    """
+    superblock = ext4.superblock
+    if not superblock.incompat & INCOMPAT_EA_INODE and superblock.block_size <= _USUAL_BLOCK:
+        return
+    largest = max(ext4.walk(), key=lambda entry: sum(map(len, entry.xattrs.values())))
+    if not largest.xattrs:
+        return
+    with _scratch(folder) as place:
+        path = _file(place, "attributes")
+        for name, value in largest.xattrs.items():
+            try:
+                os.setxattr(path, f"trusted.netbootd.{name}" if name.startswith("system.") else name, value)
+            except OSError as error:
+                raise cannot_keep(largest, name, value, error) from error

@@ -24,6 +24,7 @@ from netbootd.images.dressing import RecordDressing, StoreDressing
 from netbootd.images.export import Counts, export_ext4, export_fat
 from netbootd.images.progress import Progress
 from netbootd.images.sdcard import stage_card
+from netbootd.images.target import check_attributes
 from netbootd.model.image import CARD, Generation, ImageSpec, Release
 from netbootd.store.generations import Generations
 
@@ -87,6 +88,8 @@ def from_archive(
         fat = Fat(image.window.sub(boot_partition.offset, boot_partition.size))
         ext4 = Ext4(image.window.sub(root_partition.offset, root_partition.size))
         _check_room(work, fat.used_bytes + ext4.used_bytes - (image.landed.size if image.landed else 0))
+        if not record:
+            check_attributes(ext4, work)
         boot, root = work / "boot", work / "root"
         boot.mkdir()
         root.mkdir()

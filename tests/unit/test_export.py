@@ -5,6 +5,7 @@ That the trees are those of the kernel's own mount is tested as root, in tests/n
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -15,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from netbootd.errors import FormatError, HostError
+from netbootd.formats.ext4 import Ext4
 from netbootd.formats.fat import Fat
 from netbootd.formats.window import Window
 from netbootd.images import target
 from netbootd.images.export import Counts, export_ext4, export_fat
-from netbootd.images.target import check_target
+from netbootd.images.target import check_attributes, check_target
 from tests.support.ext4_images import make, opened
 from tests.support.processes import run
 
@@ -294,3 +296,55 @@ def test_a_full_disk_is_no_lack_of_the_store(out: Path, monkeypatch: pytest.Monk
     with pytest.raises(HostError, match="No space left"):
         check_target(out)
     shutil.rmtree(out)
+
+
+@pytest.fixture
+def large_attribute(source: Path, tmp_path: Path) -> Path:
+    """An image in which one file has an attribute of 9,000 bytes, in an inode of its own."""
+    path = make(tmp_path / "image", source, "-O", "ea_inode", "-I", "256", *OWNED, size="16M")
+    run(["debugfs", "-w", "-R", f"ea_set /etc/file user.large {'v' * 9000}", path])
+    return path
+
+
+def small_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is ext4 without ea_inode, which has a block for an inode's attributes."""
+    real = os.setxattr
+
+    def setxattr(path: int | str, name: str, value: bytes, *more: int, **options: bool) -> None:
+        if len(value) > 4000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, name, value, *more, **options)
+
+    monkeypatch.setattr(os, "setxattr", setxattr)
+
+
+def test_an_attribute_too_large_for_the_store_is_refused_before_anything_is_made(
+    large_attribute: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_store(monkeypatch)
+    with opened(large_attribute) as fs, pytest.raises(HostError, match=r"'/etc/file'.*user\.large \(9000 bytes\)"):
+        check_attributes(fs, out)
+    assert list(out.iterdir()) == []
+
+
+def test_attributes_are_tried_out_only_where_an_image_can_have_large_ones(
+    image: Path, large_attribute: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(os, "setxattr", lambda path, name, value: tried.append(name))
+    with opened(large_attribute) as fs:
+        check_attributes(fs, out)
+    assert tried == ["user.large"]
+    run(["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", image, "16M"])
+    with opened(image) as fs:
+        monkeypatch.setattr(Ext4, "walk", None)  # it is not gone through at all
+        check_attributes(fs, out)
+    assert tried == ["user.large"]
+
+
+def test_an_attribute_that_the_store_refuses_ends_the_export(
+    large_attribute: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_store(monkeypatch)
+    with opened(large_attribute) as fs, pytest.raises(HostError, match=r"can't keep its attribute user\.large"):
+        export_ext4(fs, out, progress=ignore)
