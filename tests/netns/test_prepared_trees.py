@@ -23,10 +23,16 @@ def image() -> DiskImage:
     return tiny_image()
 
 
-@pytest.fixture(scope="module")
-def generation(image: DiskImage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+PACKINGS = {"raw": "cat", "zst": "zstd -qc", "multi.xz": "xz -0 -T2 --block-size=4MiB -c", "gz": "gzip -1c"}
+
+
+@pytest.fixture(scope="module", params=PACKINGS)
+def generation(image: DiskImage, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A raw image is read where it lies; of an archive, content lands in its files while it is decoded."""
     state = tmp_path_factory.mktemp("state")
-    prepare = ["prepare", "--source", image.path, "--name", "noble", "--advertise", "192.0.2.1", "--json"]
+    source = state / "image"
+    run(["sh", "-c", f'{PACKINGS[request.param]} "$1" >"$2"', "sh", image.path, source])
+    prepare = ["prepare", "--source", source, "--name", "noble", "--advertise", "192.0.2.1", "--json"]
     (made,) = json.loads(run([*NETBOOTD, "--state", state, *prepare], cwd=state).stdout)["images"]
     assert made["changed"] is True
     return Path(made["path"])

@@ -139,7 +139,7 @@ class BackgroundWriter:
     def __init__(self, target: SparseFile, digest: hashlib._Hash | None = None) -> None:
         self._target = target
         self._digest = digest
-        self._queue: queue.Queue[bytes | None] = queue.Queue(maxsize=8)
+        self._queue: queue.Queue[bytes | None] = queue.Queue(maxsize=32)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="image-writer", daemon=True)
         self._thread.start()
