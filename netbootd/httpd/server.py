@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,8 +17,10 @@ from aiohttp import web
 
 from netbootd.errors import BusyError, DeniedError, NetbootdError, NotFoundError
 from netbootd.host.sockets import listen_tcp
+from netbootd.httpd.answer import SENDER
 from netbootd.httpd.connections import ConnectionGuard, ConnectionLimits
 from netbootd.httpd.peers import peer_address
+from netbootd.httpd.sendfile import FileSender
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class HttpServer:
         self._settings = settings
         self.connections = ConnectionGuard(settings.limits)
         app = web.Application(middlewares=[self._answer], client_max_size=MAX_BODY, handler_args={"access_log": None})
+        app.cleanup_ctx.append(_file_sender)
         app.router.add_get("/healthz", self._healthz)
         for part in routes:
             part.add_to(app.router)
@@ -148,6 +151,12 @@ class HttpServer:
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return _plain(200, "ok")
+
+
+async def _file_sender(app: web.Application) -> AsyncIterator[None]:
+    app[SENDER] = FileSender()
+    yield
+    app[SENDER].close()
 
 
 def _plain(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:

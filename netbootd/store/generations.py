@@ -98,13 +98,13 @@ class Generations:
 
         The link is read each time: another process switches it, and the next boot has to see that.
         """
-        link = self._links.get(name) or self.layout.current(name)
+        link = self._links.get(name)
+        if link is None:
+            link = self._links[name] = self.layout.current(name)
         try:
             target = str(link.readlink())
         except OSError:
-            self._links.pop(name, None)
             return None
-        self._links[name] = link
         return self.find(name, target)
 
     def manifest(self, generation: Generation) -> dict[str, Any]:
