@@ -86,7 +86,7 @@ def _say(event: BootEvent, *, reached: bool) -> None:
         tail = f": {event.detail}" if event.detail else ""
         _log.warning(
             "%s: %s of %s %s%s",
-            event.node,
+            event.node or event.address,
             event.protocol.upper(),
             event.path,
             event.outcome,
