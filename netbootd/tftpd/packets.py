@@ -55,6 +55,7 @@ class Mode(enum.StrEnum):
     NETASCII = "netascii"
 
 
+_DATA = int(Opcode.DATA) << 16
 _REQUESTS = {b"\0\1": Opcode.RRQ, b"\0\2": Opcode.WRQ}
 _MODES = {mode.encode(): mode for mode in Mode}
 
@@ -107,7 +108,7 @@ def parse_request(data: bytes) -> Request:
 
 def header(block: int) -> bytes:
     """The first four octets of DATA; the number of `block` (counted from 1) rolls over to 0 after 65,535."""
-    return (Opcode.DATA << 16 | block & 0xFFFF).to_bytes(4, "big")
+    return (_DATA | block & 0xFFFF).to_bytes(4, "big")
 
 
 def encode_oack(options: dict[str, str]) -> bytes:

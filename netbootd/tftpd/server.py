@@ -29,7 +29,7 @@ from netbootd.tftpd.limits import Guard, TokenBucket
 from netbootd.tftpd.listener import Listener, Peer, adopt, listen
 from netbootd.tftpd.options import negotiate
 from netbootd.tftpd.packets import ErrorCode, Opcode, PacketError, Request
-from netbootd.tftpd.poller import Poller
+from netbootd.tftpd.poller import Poller, ReadyCallback
 from netbootd.tftpd.session import Asked, Session
 from netbootd.tftpd.settings import TftpSettings
 from netbootd.tftpd.source import Contents, Opener, reason, refusal
@@ -275,7 +275,7 @@ class TftpServer:
             )
             session = Session(asked, transfer, contents, channel, now, self._finished)
             if isinstance(channel, ConnectedChannel):
-                self._poller.add(channel.sock.fileno(), self._reader_of(session))
+                self._poller.add(channel.sock.fileno(), self._reader_of(session, channel.sock))
                 if channel.strangers is not None:
                     self._hear(channel.strangers)
         except BaseException:
@@ -310,11 +310,18 @@ class TftpServer:
 
     # Sessions
 
-    def _reader_of(self, session: Session) -> Any:
-        readable, transfer, watch, buffer = session.readable, session.transfer, self._watch, self._buffer
+    def _reader_of(self, session: Session, sock: socket.socket) -> ReadyCallback:
+        """What is called for each ACK, and so does what `Session.readable` does itself."""
+        receive, transfer, watch, buffer = sock.recv_into, session.transfer, self._watch, self._buffer
+        datagram = session.datagram
 
         def ready(now: float) -> None:
-            readable(buffer, now)
+            try:
+                size = receive(buffer)
+            except OSError as error:
+                session.unreadable(error, now)
+                return
+            datagram(buffer, size, now)
             if transfer.deadline < session.due:
                 watch(session)
 
