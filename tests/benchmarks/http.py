@@ -1,6 +1,6 @@
 """The HTTP server against nginx: a large boot file by 64 clients at once, and NoCloud documents a second.
 
-    .venv/bin/python -m tests.benchmarks.http [--rounds 9] [--seconds 3]
+    .venv/bin/python -m tests.benchmarks.http [--rounds 9] [--seconds 5]
 
 Prints one Markdown table. Each server is pinned to CPU 0 and the client (wrk) to CPU 1; the two servers take turns.
 What counts for a file is bytes per CPU second of the server, since the client's CPU is the limit of the other figure.
@@ -99,7 +99,7 @@ def nginx(folder: Path) -> Iterator[tuple[str, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=5)
     arguments = parser.parse_args()
     runs: dict[str, list[Figures]] = {"netbootd file": [], "nginx file": [], "netbootd document": []}
     with tempfile.TemporaryDirectory(prefix="bench-http-") as text:
