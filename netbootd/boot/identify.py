@@ -75,7 +75,9 @@ class Identities:
                 hint='Add a [[node]] for it, or set [defaults] unknown_nodes = "serve".',
             )
         from_itself = mac is None or node.mac in (None, mac)
-        node = replace(node, mac=node.mac or mac, serial=node.serial or evidence.serial, address=evidence.address)
+        wanted = node.mac or mac, node.serial or evidence.serial, evidence.address
+        if (node.mac, node.serial, node.address) != wanted:
+            node = replace(node, mac=wanted[0], serial=wanted[1], address=wanted[2])
         if evidence.named and evidence.address and from_itself:
             self._tie(evidence.address, node)
         return node

@@ -79,6 +79,10 @@ class Folder:
                     yield str(full.relative_to(self.path))
 
     def _open(self, path: BootPath) -> int | None:
+        # Most of what firmware asks for isn't there. Where the whole name leads nowhere, no careful way does either.
+        # (access(2) by effective ids: else it does not count the capabilities that open(2) does.)
+        if not os.access(f"{self.path}/{path}", os.F_OK, effective_ids=True):
+            return None
         try:
             fd = _open_beneath(self.path, path)
         except OSError as error:

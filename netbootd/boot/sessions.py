@@ -6,7 +6,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from netbootd.model.event import BootEvent, Outcome, Stage
 from netbootd.model.node import Node
@@ -20,6 +20,9 @@ _PAUSE = 10.0
 """Seconds of silence after which a first file begins a new boot; within one, first files follow each other at once."""
 _LONG_PAUSE = 120.0
 """Seconds after which any boot file begins a new boot: firmware gives up long before."""
+
+_RUNNING = frozenset((Stage.ROOT, Stage.SEED, Stage.READY))
+"""The firmware's part of the boot is over: whoever asks for its files again has been switched on again."""
 
 _NODES_KEPT = 8192
 
@@ -62,10 +65,7 @@ class Sessions:
         session = self._sessions.get(node.key)
         if session is None or (path and self._begins(session, path, now)):
             generation = self._current(node.image)
-            record = _fresh(node, generation)
-            session = self._sessions[node.key] = _Session(generation, now, record)
-            if len(self._sessions) > _NODES_KEPT:
-                self._sessions.popitem(last=False)
+            session = self._keep(node.key, _Session(generation, now, _fresh(node, generation)))
         elif session.record.image != node.image or not self._exists(node.image, session.generation):
             session.generation = self._current(node.image)
         if path:
@@ -76,39 +76,51 @@ class Sessions:
     @staticmethod
     def _begins(session: _Session, path: str, now: float) -> bool:
         pause = now - session.asked_at
-        if pause > _LONG_PAUSE or Stage(session.record.stage).rank >= Stage.ROOT.rank:
+        if pause > _LONG_PAUSE or session.record.stage in _RUNNING:
             return True
-        return path in FIRST_FILES and pause > _PAUSE
+        return pause > _PAUSE and path in FIRST_FILES
 
     def observe(self, event: BootEvent) -> NodeRecord:
         """Take in what a server saw; returns the node's state after it."""
         session = self._sessions.get(event.key)
         if session is None:
-            record = NodeRecord(event.key, event.node, "", "", "", event.image, event.generation, "", "", 0.0, "")
-            session = _Session(event.generation, self._clock(), replace(record, stage=Stage.FIRMWARE, outcome="miss"))
-            self._sessions[event.key] = session
+            record = NodeRecord(
+                event.key, "", "", "", "", "", event.generation, Stage.FIRMWARE, Outcome.MISS, event.time, ""
+            )
+            session = self._keep(event.key, _Session(event.generation, self._clock(), record))
         record = session.record
-        stage = event.stage
-        if event.outcome is Outcome.OK and stage in (Stage.FIRMWARE, Stage.KERNEL):
-            session.asked_at = self._clock()  # a large file took its time: the silence begins at its end
-        if event.outcome is Outcome.OK and stage and stage.rank >= Stage(record.stage).rank:
-            record = replace(record, stage=stage, outcome=Outcome.OK, detail=event.detail)
+        stage, outcome, detail = record.stage, record.outcome, record.detail
+        if event.outcome is Outcome.OK:
+            if event.stage in (Stage.FIRMWARE, Stage.KERNEL):
+                session.asked_at = self._clock()  # a large file took its time: the silence begins at its end
+            if event.stage and event.stage.rank >= Stage(stage).rank:
+                stage, outcome, detail = event.stage, Outcome.OK, event.detail
         elif event.outcome in (Outcome.FAILED, Outcome.ABORTED):
-            detail = f"{event.path}: {event.detail}" if event.detail else event.path
-            record = replace(record, outcome=event.outcome, detail=detail)
-        elif record.outcome == Outcome.MISS and event.outcome is Outcome.MISS:
-            record = replace(record, detail=f"{event.path} is missing")
-        session.record = replace(
-            record,
+            outcome, detail = event.outcome, f"{event.path}: {event.detail}" if event.detail else event.path
+        elif event.outcome is Outcome.MISS and outcome == Outcome.MISS:
+            detail = f"{event.path} is missing"
+        session.record = NodeRecord(
+            key=record.key,
             name=event.node,
             serial=event.serial or record.serial,
             mac=event.mac or record.mac,
             address=event.address or record.address,
             image=event.image,
             generation=session.generation,
+            stage=stage,
+            outcome=outcome,
             last_seen=event.time,
+            detail=detail,
+            token=record.token,
         )
         return session.record
+
+    def _keep(self, key: str, session: _Session) -> _Session:
+        """Add a node; where there are too many, the one that has asked least lately is forgotten."""
+        self._sessions[key] = session
+        if len(self._sessions) > _NODES_KEPT:
+            self._sessions.popitem(last=False)
+        return session
 
     def token(self, node: Node) -> str:
         """The token of the node's present boot, for the address of its cloud-init documents; "" before its first."""

@@ -197,6 +197,8 @@ class Neighbours:
 
     def mac_of(self, address: str) -> MacAddress | None:
         """The MAC address behind `address`, None where it isn't known (as for another subnet's)."""
+        if address.startswith("127.") or address == "::1":
+            return None  # this host itself has no neighbour's entry; don't read the table for it again and again
         age = time.monotonic() - self._read_at
         if age > (_KNOWN_SECONDS if address in self._table else _UNKNOWN_SECONDS):
             try:

@@ -14,11 +14,14 @@ from datetime import UTC, datetime
 
 from aiohttp import ETag, hdrs, web
 
-from netbootd.httpd.sendfile import send_file
+from netbootd.httpd.sendfile import FileSender
 from netbootd.model.resource import ByteSource, FileSource, Resource
 
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,18})-(\d{0,18})\s*\Z", re.ASCII | re.IGNORECASE)
 _READ = 256 << 10
+
+SENDER = web.AppKey("sender", FileSender)
+"""Where the application keeps what sends its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,7 @@ async def _send_body(
     if transport is None:
         raise ConnectionResetError("the peer has gone")
     if isinstance(source, FileSource):
-        left -= await send_file(transport, source.fileno(), start, left)
+        left -= await request.app[SENDER].send(transport, source.fileno(), start, left)
     else:
         source.read(start)
         while left and (data := source.read(min(left, _READ))):

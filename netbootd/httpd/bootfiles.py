@@ -5,6 +5,7 @@ What is sent comes from the descriptor that the resolver opened, never from a pa
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from aiohttp import hdrs, web
@@ -44,7 +45,12 @@ class BootFileRoutes:
         except (NotFoundError, DeniedError) as error:
             self._event(node, evidence, path, Outcome.MISS, Stage.FIRMWARE, detail=error.message)
             raise
-        response, fault = await send(request, resource)
+        try:
+            response, fault = await send(request, resource)
+        except asyncio.CancelledError:
+            detail = "the server is shutting down"
+            self._event(node, evidence, path, Outcome.FAILED, Stage.FIRMWARE, detail=detail)
+            raise
         if request.method == hdrs.METH_GET:
             sent = 0 if fault else response.content_length or 0
             self._event(

@@ -9,21 +9,38 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from netbootd.errors import BusyError, DeniedError, NetbootdError, NotFoundError
 from netbootd.host.sockets import listen_tcp
+from netbootd.httpd.answer import SENDER
 from netbootd.httpd.connections import ConnectionGuard, ConnectionLimits
 from netbootd.httpd.peers import peer_address
+from netbootd.httpd.sendfile import FileSender
 
 _log = logging.getLogger(__name__)
 
 MAX_BODY = 256 * 1024
 """Bytes of a POST that are read at most; cloud-init's reports are a few KiB."""
+
+_SHOWN = 200  # characters of a complaint that quotes a peer
+
+
+class _PeersFaults(logging.LoggerAdapter[logging.Logger]):
+    """aiohttp's log: what isn't HTTP is answered 400 and no error of ours, which would fill the log with tracebacks."""
+
+    def exception(self, msg: object, *args: object, exc_info: Any = True, **kwargs: Any) -> None:
+        """See `logging.Logger`."""
+        if isinstance(exc_info, HttpProcessingError):
+            self.debug(f"HTTP: {msg}: %s", *args, " ".join(exc_info.message.split())[:_SHOWN])
+        else:
+            super().exception(msg, *args, exc_info=exc_info, **kwargs)
+
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -55,10 +72,13 @@ class HttpServer:
         self._settings = settings
         self.connections = ConnectionGuard(settings.limits)
         app = web.Application(middlewares=[self._answer], client_max_size=MAX_BODY, handler_args={"access_log": None})
+        app.cleanup_ctx.append(_file_sender)
         app.router.add_get("/healthz", self._healthz)
         for part in routes:
             part.add_to(app.router)
-        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=30.0, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            app, access_log=None, logger=_PeersFaults(_log), keepalive_timeout=30.0, shutdown_timeout=1.0
+        )
         self._sockets: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
 
@@ -148,6 +168,12 @@ class HttpServer:
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return _plain(200, "ok")
+
+
+async def _file_sender(app: web.Application) -> AsyncIterator[None]:
+    app[SENDER] = FileSender()
+    yield
+    app[SENDER].close()
 
 
 def _plain(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:

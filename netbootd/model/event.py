@@ -18,7 +18,10 @@ class Stage(enum.StrEnum):
     @property
     def rank(self) -> int:
         """Position in the order of a boot, from 0."""
-        return list(Stage).index(self)
+        return _RANKS[self]
+
+
+_RANKS = {stage: rank for rank, stage in enumerate(Stage)}
 
 
 class Outcome(enum.StrEnum):

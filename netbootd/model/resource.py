@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from netbootd.model.event import Stage
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class BootPath(str):
@@ -30,7 +33,7 @@ class BootPath(str):
         :raises ValueError: a ``..`` part, a control character, or nothing left
         """
         parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")]
-        if not parts or ".." in parts or any(ord(c) < 32 or ord(c) == 127 for c in text):
+        if not parts or ".." in parts or _CONTROL.search(text):
             raise ValueError(f"not a path of a boot file: {text!r}")
         return cls("/".join(parts))
 

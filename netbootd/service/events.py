@@ -82,32 +82,39 @@ class Recorder:
 
 
 def _say(event: BootEvent, *, reached: bool) -> None:
-    fields = {
-        "NODE": event.node,
-        "SERIAL": event.serial,
-        "PEER": event.address,
-        "PATH": event.path,
-        "BYTES": event.bytes,
-        "DURATION_MS": round(event.seconds * 1000, 1),
-        "GENERATION": event.generation,
-        "STAGE": event.stage or "",
-        "OUTCOME": event.outcome,
-    }
-    extra = {"fields": {**fields, "PROTOCOL": event.protocol}}
     if event.outcome in (Outcome.FAILED, Outcome.ABORTED):
+        tail = f": {event.detail}" if event.detail else ""
         _log.warning(
             "%s: %s of %s %s%s",
-            event.node,
+            event.node or event.address,
             event.protocol.upper(),
             event.path,
             event.outcome,
-            f": {event.detail}" if event.detail else "",
-            extra=extra,
+            tail,
+            extra=_context(event),
         )
     elif reached and event.stage and event.outcome is Outcome.OK:
         what = event.detail if event.stage is Stage.READY else event.path
-        _log.info(_SAYS[event.stage], event.node, what, extra=extra)
+        _log.info(_SAYS[event.stage], event.node, what, extra=_context(event))
     elif event.outcome is Outcome.OK and event.detail:
-        _log.info("%s: %s %s: %s", event.node, event.protocol.upper(), event.path, event.detail, extra=extra)
-    else:
-        _log.debug("%s: %s %s %s", event.node, event.protocol.upper(), event.path, event.outcome, extra=extra)
+        _log.info("%s: %s %s: %s", event.node, event.protocol.upper(), event.path, event.detail, extra=_context(event))
+    elif _log.isEnabledFor(logging.DEBUG):
+        _log.debug("%s: %s %s %s", event.node, event.protocol.upper(), event.path, event.outcome, extra=_context(event))
+
+
+def _context(event: BootEvent) -> dict[str, dict[str, object]]:
+    """The fields of an event's log record."""
+    return {
+        "fields": {
+            "NODE": event.node,
+            "SERIAL": event.serial,
+            "PEER": event.address,
+            "PATH": event.path,
+            "BYTES": event.bytes,
+            "DURATION_MS": round(event.seconds * 1000, 1),
+            "GENERATION": event.generation,
+            "STAGE": event.stage or "",
+            "OUTCOME": event.outcome,
+            "PROTOCOL": event.protocol,
+        }
+    }

@@ -54,13 +54,18 @@ class Metrics:
             buckets=_SECONDS,
             registry=None,
         )
+        self._counters: dict[tuple[str, Outcome], CounterMetric] = {}
         for metric in (self._requests, self._bytes, self._durations):
             self._registry.register(metric)
         self._registry.register(_Moment(sources))
 
     def observe(self, event: BootEvent) -> None:
         """Count one boot event."""
-        self._requests.labels(event.protocol, event.outcome).inc()
+        counter = self._counters.get((event.protocol, event.outcome))
+        if counter is None:
+            counter = self._requests.labels(event.protocol, event.outcome)
+            self._counters[event.protocol, event.outcome] = counter
+        counter.inc()
         if event.bytes:
             self._bytes.labels(event.protocol).inc(event.bytes)
         if event.outcome is Outcome.OK:

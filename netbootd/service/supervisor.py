@@ -9,6 +9,7 @@ their time, new ones are refused; a second signal ends at once.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -151,6 +152,7 @@ class Service:
                 write_ready_file(self._options.ready_file, self.ready())
             systemd.notify("READY=1")
             self._announce()
+            gc.freeze()  # what lives as long as the service needn't be searched for garbage, which takes milliseconds
             reloading = asyncio.create_task(self._reload_when_asked())
             await self._stop.wait()
             reloading.cancel()

@@ -19,6 +19,8 @@ from netbootd.model.event import BootEvent, Outcome, Stage
 SCHEMA_VERSION = 1
 EVENTS_KEPT = 200_000
 """Older events are dropped, so that a rack that reboots for years doesn't fill the disk."""
+NODES_KEPT = 20_000
+"""Of more nodes those seen longest ago are forgotten: a flood of made-up serials must not fill the disk either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,12 @@ class Database:
                     f"VALUES ({', '.join('?' * len(_NODE_COLUMNS))})",
                     [astuple(node) for node in nodes],
                 )
+                if self._db.execute("SELECT count(*) FROM nodes").fetchone()[0] > NODES_KEPT:
+                    self._db.execute(
+                        "DELETE FROM nodes WHERE key IN "
+                        "(SELECT key FROM nodes ORDER BY last_seen DESC LIMIT -1 OFFSET ?)",
+                        (NODES_KEPT * 9 // 10,),
+                    )
         except sqlite3.Error as error:
             raise HostError(f"Writing the database {self.path}: {error}.") from error
 

@@ -34,6 +34,8 @@ class Generations:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._unprivileged: dict[Generation, bool] = {}
+        self._links: dict[str, Path] = {}
+        self._found: dict[tuple[str, str], tuple[Generation, str]] = {}
 
     # ---------------------------------------------------------------- reading
 
@@ -61,11 +63,24 @@ class Generations:
         return sorted(found, key=lambda generation: (self._created(generation), generation.id))
 
     def find(self, name: str, ident: str) -> Generation | None:
-        """A published generation, None where there is none."""
+        """A published generation, None where there is none.
+
+        Servers ask for each file of a boot: what was there before costs one access(2), and is looked for all the same,
+        since another process may have pruned it.
+        """
+        known = self._found.get((name, ident))
+        if known is not None:
+            if os.access(known[1], os.F_OK, effective_ids=True):
+                return known[0]
+            del self._found[name, ident]
         if not _ID.match(ident) or not is_name(name):
             return None
         generation = self.layout.generation(name, ident)
-        return generation if (generation.path / MANIFEST).is_file() else None
+        manifest = generation.path / MANIFEST
+        if not manifest.is_file():
+            return None
+        self._found[name, ident] = generation, str(manifest)
+        return generation
 
     def get(self, name: str, ident: str) -> Generation:
         """A published generation.
@@ -79,11 +94,18 @@ class Generations:
         return generation
 
     def current(self, name: str) -> Generation | None:
-        """The generation that new boots get, None where nothing is prepared."""
+        """The generation that new boots get, None where nothing is prepared.
+
+        The link is read each time: another process switches it, and the next boot has to see that.
+        """
+        link = self._links.get(name)
+        if link is None:
+            link = self._links[name] = self.layout.current(name)
         try:
-            return self.find(name, str(self.layout.current(name).readlink()))
+            target = str(link.readlink())
         except OSError:
             return None
+        return self.find(name, target)
 
     def manifest(self, generation: Generation) -> dict[str, Any]:
         """What image.json says.

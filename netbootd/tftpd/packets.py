@@ -55,6 +55,11 @@ class Mode(enum.StrEnum):
     NETASCII = "netascii"
 
 
+_DATA = int(Opcode.DATA) << 16
+_REQUESTS = {b"\0\1": Opcode.RRQ, b"\0\2": Opcode.WRQ}
+_MODES = {mode.encode(): mode for mode in Mode}
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """An RRQ or WRQ. `filename` as sent; `options` keep their order, names as sent, the first of equals only."""
@@ -75,18 +80,17 @@ def parse_request(data: bytes) -> Request:
 
     :raises PacketError: it is neither, a string lacks its NUL, the mode is unknown, an option has no value
     """
-    opcode = opcode_of(data)
-    if opcode not in (Opcode.RRQ, Opcode.WRQ):
+    opcode = _REQUESTS.get(data[:2])
+    if opcode is None:
         raise PacketError("not a request")
     if len(data) > MAX_REQUEST or not data.endswith(b"\0"):
         raise PacketError("malformed request")
     filename, *rest = data[2:-1].split(b"\0")
     if not rest:
         raise PacketError("request without a mode")
-    try:
-        mode = Mode(rest[0].decode("ascii").lower())
-    except ValueError:
-        raise PacketError("unknown transfer mode") from None
+    mode = _MODES.get(rest[0].lower())
+    if mode is None:
+        raise PacketError("unknown transfer mode")
     pairs = rest[1:]
     if len(pairs) % 2 and not pairs[-1]:
         pairs.pop()  # firmware that pads its request with zeros
@@ -99,12 +103,12 @@ def parse_request(data: bytes) -> Request:
         if text.lower() not in seen:
             seen.add(text.lower())
             options[text] = value.decode("latin-1")
-    return Request(Opcode(opcode), filename, mode, options)
+    return Request(opcode, filename, mode, options)
 
 
 def header(block: int) -> bytes:
     """The first four octets of DATA; the number of `block` (counted from 1) rolls over to 0 after 65,535."""
-    return (Opcode.DATA << 16 | block & 0xFFFF).to_bytes(4, "big")
+    return (_DATA | block & 0xFFFF).to_bytes(4, "big")
 
 
 def encode_oack(options: dict[str, str]) -> bytes:

@@ -29,7 +29,7 @@ from netbootd.tftpd.limits import Guard, TokenBucket
 from netbootd.tftpd.listener import Listener, Peer, adopt, listen
 from netbootd.tftpd.options import negotiate
 from netbootd.tftpd.packets import ErrorCode, Opcode, PacketError, Request
-from netbootd.tftpd.poller import Poller
+from netbootd.tftpd.poller import Poller, ReadyCallback
 from netbootd.tftpd.session import Asked, Session
 from netbootd.tftpd.settings import TftpSettings
 from netbootd.tftpd.source import Contents, Opener, reason, refusal
@@ -44,6 +44,7 @@ _SHOWN_PATH = 200
 _ADVICE = 0.5, 20.0  # lines of advice in the log: a second, and at once (a whole rack meets the same file)
 _SPARE_DESCRIPTORS = 512
 
+_REQUESTS = frozenset((Opcode.RRQ, Opcode.WRQ))
 _COUNTED = {
     Outcome.OK: "transfers",
     Outcome.MISS: "misses",
@@ -173,7 +174,7 @@ class TftpServer:
     def _datagram(self, listener: Listener, size: int, peer: Peer, now: float) -> None:
         buffer = self._buffer
         opcode = buffer[0] << 8 | buffer[1] if size >= 2 else 0
-        if opcode not in (Opcode.RRQ, Opcode.WRQ):
+        if opcode not in _REQUESTS:
             session = self._sessions.get(peer.key)
             if session is not None and (self._settings.single_port or opcode == Opcode.ERROR):
                 # Single-port mode; or firmware that sends its abort to the port it asked.
@@ -186,7 +187,7 @@ class TftpServer:
         if not self._guard.admit(peer.address, now):
             self.stats.add("limited")
             return
-        if opcode not in (Opcode.RRQ, Opcode.WRQ):
+        if opcode not in _REQUESTS:
             self.stats.add("malformed" if opcode not in tuple(Opcode) else "strangers")
             if opcode in (Opcode.DATA, Opcode.ACK, Opcode.OACK):
                 listener.reply(packets.encode_error(ErrorCode.UNKNOWN_TRANSFER_ID, "unknown transfer"), peer)
@@ -215,27 +216,22 @@ class TftpServer:
         for other in self._of_client.get(peer.address, ()):
             if not other.transfer.answered:
                 other.asked_again = True
-        evidence = Evidence("tftp", peer.address, peer.local)
-        node = Node("", "", "", address=peer.address)
-        path = BootPath(_shown(request.filename))
         try:
-            try:
-                evidence, path = parse_request(request.filename.decode(), "tftp", peer.address, peer.local)
-            except ValueError:
-                reply = packets.encode_error(ErrorCode.ACCESS_VIOLATION, "not a path of a boot file")
-                listener.reply(reply, peer)
-                self._tell(self._event(node, evidence, path, Outcome.FAILED, "not a path of a boot file"))
-                return
-            node = Node("", "", "", serial=evidence.serial, mac=evidence.mac, address=peer.address)
+            evidence, path = parse_request(request.filename.decode(), "tftp", peer.address, peer.local)
+        except ValueError:
+            self._refuse_path(listener, request, peer)
+            return
+        node: Node | None = None
+        try:
             node = self._files.identify(evidence)
             found = self._files.resolve(node, path, peer.local)
             if self._draining:
                 raise BusyError("the server is shutting down")
-            asked = Asked(peer, request, node, evidence, path, found)
-            session = self._open(listener, asked, now)
+            session = self._open(listener, Asked(peer, request, node, evidence, path, found), now)
         except Exception as error:
             code, message = refusal(error)
             listener.reply(packets.encode_error(code, message), peer)
+            node = node or Node("", "", "", serial=evidence.serial, mac=evidence.mac, address=peer.address)
             outcome = Outcome.MISS if isinstance(error, NotFoundError | FileNotFoundError) else Outcome.FAILED
             if outcome is Outcome.FAILED:
                 log.debug("%s can't have %s", node.name or peer.address, path, exc_info=error)
@@ -245,6 +241,12 @@ class TftpServer:
             session.warn(session.warning)
         session.start(now)
         self._watch(session)
+
+    def _refuse_path(self, listener: Listener, request: Request, peer: Peer) -> None:
+        text = "not a path of a boot file"
+        listener.reply(packets.encode_error(ErrorCode.ACCESS_VIOLATION, text), peer)
+        evidence, node = Evidence("tftp", peer.address, peer.local), Node("", "", "", address=peer.address)
+        self._tell(self._event(node, evidence, BootPath(_shown(request.filename)), Outcome.FAILED, text))
 
     def _open(self, listener: Listener, asked: Asked, now: float) -> Session:
         """Make the session of a request that can be served, and watch its sockets."""
@@ -273,7 +275,7 @@ class TftpServer:
             )
             session = Session(asked, transfer, contents, channel, now, self._finished)
             if isinstance(channel, ConnectedChannel):
-                self._poller.add(channel.sock.fileno(), self._reader_of(session))
+                self._poller.add(channel.sock.fileno(), self._reader_of(session, channel.sock))
                 if channel.strangers is not None:
                     self._hear(channel.strangers)
         except BaseException:
@@ -308,11 +310,18 @@ class TftpServer:
 
     # Sessions
 
-    def _reader_of(self, session: Session) -> Any:
-        readable, transfer, watch, buffer = session.readable, session.transfer, self._watch, self._buffer
+    def _reader_of(self, session: Session, sock: socket.socket) -> ReadyCallback:
+        """What is called for each ACK, and so does what `Session.readable` does itself."""
+        receive, transfer, watch, buffer = sock.recv_into, session.transfer, self._watch, self._buffer
+        datagram = session.datagram
 
         def ready(now: float) -> None:
-            readable(buffer, now)
+            try:
+                size = receive(buffer)
+            except OSError as error:
+                session.unreadable(error, now)
+                return
+            datagram(buffer, size, now)
             if transfer.deadline < session.due:
                 watch(session)
 

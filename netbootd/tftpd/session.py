@@ -92,13 +92,16 @@ class Session:
         assert isinstance(channel, ConnectedChannel)
         try:
             size = channel.sock.recv_into(buffer)
-        except ConnectionRefusedError:
+        except OSError as error:
+            self.unreadable(error, now)
+            return
+        self.datagram(buffer, size, now)
+
+    def unreadable(self, error: OSError, now: float) -> None:
+        """The session's own socket gave no datagram; what isn't the client's end is the timer's matter."""
+        if isinstance(error, ConnectionRefusedError):
             self.transfer.vanished()
             self._finished(self, now)
-            return
-        except OSError:
-            return  # nothing there, or a report of the network that the timer deals with
-        self.datagram(buffer, size, now)
 
     def catch_up(self, buffer: bytearray, now: float) -> None:
         """Take in what waits in the session's own socket: a client that has its file may ask anew from the same port,

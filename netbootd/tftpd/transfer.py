@@ -164,10 +164,19 @@ class Transfer:
             elapsed, smoothed = now - self.sent_at, self.round_trip.smoothed
             if not acked & 7 or elapsed > 2 * smoothed or 2 * elapsed < smoothed:
                 self.round_trip.sample(elapsed)
-        if acked == self.blocks:
+        block = acked + 1
+        if block < self.blocks and self.windowsize == 1:  # a Pi's next block: what _send would do, in half the time
+            self.last, self._awaited = block, _ACK | block & 0xFFFF
+            self.sent_at = self.silent_since = now
+            self.deadline = now + (self.timeout or self.round_trip.wait)
+            self.retries = 0
+            self.postponed = False
+            at = acked * self.blksize
+            return [header(block), self._payload[at : at + self.blksize]]
+        if block > self.blocks:
             self.ended = Ending.SENT
             return None
-        return self._send(acked + 1, now)
+        return self._send(block, now)
 
     def expire(self, now: float) -> Datagrams | None:
         """The `deadline` has passed without an answer: send again, or give up."""

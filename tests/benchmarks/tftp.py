@@ -1,10 +1,10 @@
-"""The TFTP server against tftpd-hpa, dnsmasq, atftpd and fbtftp: a rack of Pis, one big window, files that are missing.
+"""The TFTP server against its peers: a rack of Pis, one big window, lock-step, files that are missing.
 
     sudo .venv/bin/python -m tests.benchmarks.tftp [--rounds 3] [--sustained 60] [--only netbootd,dnsmasq]
 
 Prints Markdown tables. It moves itself into a network namespace of its own with nothing but loopback (dnsmasq knows no
-other port than 69), and what of the peers isn't installed it unpacks from Debian's packages into a temporary folder
-(tftpd-hpa and atftpd can't be installed beside each other). Rounds are interleaved: round one of every server, then
+other port than 69). The peers are tftpd-hpa, dnsmasq, atftpd and fbtftp of this host's release, and the tftpd-hpa and
+dnsmasq of Debian sid, unpacked into a temporary folder. Rounds are interleaved: round one of every server, then
 round two, so that a drift of the machine meets all alike; the figures are medians.
 
 Between two CPUs a lock-step transfer measures how long it takes to wake the other CPU, so that client and server share
@@ -30,104 +30,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.setting import describe, version_line
+from tests.benchmarks.setting import describe
+from tests.benchmarks.tftp_peers import ADDRESS, Server, servers, unpack_peers
 from tests.support.processes import REPOSITORY, Program, read_text, run, wait_until
 from tests.support.tftp_load import make_pi_tree
 
-ADDRESS = "127.0.0.1"
 PIS = 16
 BIG, BIG_SIZE = "f64m", 64 << 20
 _LOAD = (sys.executable, "-m", "tests.support.tftp_load")
 _GET = ("get", BIG, "--blksize", "1468", "--verify", "end", "--gro", "--tsize")
+_MISSES = ("--rate", "2000", "--blksize", "1468")
 _FOLDER = "NETBOOTD_BENCHMARK_FOLDER"
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """How a server is started on `port`, and what names its version."""
-
-    name: str
-    argv: tuple[str, ...]
-    port: int
-    version: str
-    env: dict[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Work:
-    """One load: the arguments of tests.support.tftp_load, and the CPU that both sides share (None: all)."""
+    """One load: the arguments of tests.support.tftp_load, the CPU that both sides share (None: all), times a round."""
 
     name: str
     arguments: tuple[str, ...]
     cpu: int | None = None
+    times: int = 1
 
+
+Results = dict[str, dict[str, list[dict[str, float]]]]
+"""By server and work, one dict of figures a round."""
 
 WORKS = (
     Work("pis", ("pi", "--clients", str(PIS), "--gro", "--client-timeout", "2", "--max-time", "120")),
-    Work("window", (*_GET, "--windowsize", "64", "--max-time", "60")),
+    Work("window", (*_GET, "--windowsize", "64", "--max-time", "60"), times=3),
     Work("lockstep", (*_GET, "--max-time", "60"), 1),
-    Work("misses", ("rate", "no/such/file", "--rate", "2000", "--duration", "3", "--blksize", "1468", "--tsize")),
+    Work("misses", ("rate", "no/such/file", *_MISSES, "--duration", "3", "--tsize", "--max-time", "6")),
 )
-
-
-def servers(root: Path, folder: Path) -> list[Server]:
-    """Ours and the peers, each serving `root`; what isn't installed is unpacked below `folder`."""
-    hpa, atftpd = (_program(folder, name) for name in ("in.tftpd", "atftpd"))
-    libraries = [("LD_LIBRARY_PATH", str(found.parent)) for found in folder.glob("usr/lib/*/libwrap.so.0")]
-    dnsmasq = ("dnsmasq", "-k", "-C", "/dev/null", "-p", "0", "--enable-tftp", f"--tftp-root={root}", "--tftp-max=300")
-    quiet = ("--quiet-tftp", f"--listen-address={ADDRESS}", "--bind-interfaces", "--user=root", "--pid-file=")
-    ours = ("serve", "--bind", ADDRESS, "--tftp-port", "7010", "--http-port", "0", "--nfs", "off")
-    layers = ("--boot-files", str(root), "--boot-files", str(root / ".pi"))
-    daemon = ("--daemon", "--no-fork", "--bind-address", ADDRESS, "--port", "7002", "--verbose=1")
-    fbtftp = f"fbtftp {run([sys.executable, '-m', 'pip', 'show', 'fbtftp']).stdout.split()[3]}"
-    return [
-        Server(
-            "netbootd",
-            (sys.executable, "-m", "netbootd", "-q", "--state", str(folder / "state"), *ours, *layers),
-            7010,
-            "",
-        ),
-        Server(
-            "tftpd-hpa",
-            (hpa, "-L", "-a", f"{ADDRESS}:7001", "-s", str(root), "-u", "root"),
-            7001,
-            _package_version("tftpd-hpa"),
-            dict(libraries),
-        ),
-        Server("dnsmasq", (*dnsmasq, *quiet, "--log-facility=-"), 69, version_line(["dnsmasq", "--version"])),
-        Server(
-            "atftpd",
-            (atftpd, *daemon, "--maxthread", "300", "--user", "root.root", "--logfile", "/dev/null", str(root)),
-            7002,
-            _package_version("atftpd"),
-            dict(libraries),
-        ),
-        Server(
-            "fbtftp",
-            (sys.executable, "-m", "tests.benchmarks.fbtftp_static", ADDRESS, "7003", str(root)),
-            7003,
-            fbtftp,
-        ),
-    ]
-
-
-def unpack_peers(folder: Path) -> None:
-    """Get those of the peers that aren't installed from Debian's packages, below `folder`."""
-    for package, program in (("tftpd-hpa", "in.tftpd"), ("atftpd", "atftpd")):
-        if not (Path("/usr/sbin") / program).exists():
-            run(["apt-get", "download", "-qq", package, "libwrap0"], cwd=folder)
-    for archive in folder.glob("*.deb"):
-        run(["dpkg", "-x", archive, folder])
-
-
-def _program(folder: Path, name: str) -> str:
-    installed = Path("/usr/sbin") / name
-    return str(installed if installed.exists() else folder / "usr/sbin" / name)
-
-
-def _package_version(package: str) -> str:
-    policy = run(["apt-cache", "policy", package]).stdout.split()
-    return f"{package} {policy[policy.index('Candidate:') + 1]}"
 
 
 def make_files(root: Path) -> None:
@@ -213,7 +147,7 @@ def measure(server: Server, running: tuple[Program, Group], work: Work, root: Pa
 def sustained(server: Server, root: Path, seconds: float) -> str:
     """Misses at 2,000 a second while 16 Pis boot again and again, as a sentence."""
     target, ends = f"{ADDRESS}:{server.port}", time.monotonic() + seconds
-    rate = ["rate", target, "no/such/file", "--rate", "2000", "--duration", str(seconds), "--blksize", "1468"]
+    rate = ["rate", target, "no/such/file", *_MISSES, "--duration", str(seconds)]
     argv = [*_LOAD, *rate, "--max-time", str(seconds + 30)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=REPOSITORY) as asking:
         boots, failed = 0, 0
@@ -231,28 +165,53 @@ def sustained(server: Server, root: Path, seconds: float) -> str:
     )
 
 
-def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
-    """The medians, a row a server."""
+def middle(many: list[dict[str, float]]) -> dict[str, float]:
+    """The medians of some figures; failures are added up."""
+    found = {name: statistics.median(one.get(name, float("nan")) for one in many) for name in many[0]}
+    return {**found, "failed": sum(one["failed"] for one in many)}
+
+
+def table(results: Results) -> str:
+    """The medians of the rounds, a row a server."""
     lines = [
         f"| server | {PIS} Pis: slowest boot s | MB/s | CPU µs/block | window 64: MB/s | CPU µs/block "
         "| lock-step: MB/s | CPU µs/block | 2,000 RRQ/s for nothing: answered/s | p99 ms | CPU µs | failed |",
         "| --- " * 12 + "|",
     ]
     for name, works in results.items():
-
-        def middle(work: str, figure: str, works: dict[str, list[dict[str, float]]] = works) -> float:
-            return statistics.median(one.get(figure, float("nan")) for one in works[work])
-
-        failed = sum(one["failed"] for many in works.values() for one in many)
+        pis, window, lockstep, misses = (middle(works[work]) for work in ("pis", "window", "lockstep", "misses"))
         cells = (
-            f"{middle('pis', 'slowest'):.1f} | {middle('pis', 'rate'):.0f} | {middle('pis', 'cpu'):.1f}",
-            f"{middle('window', 'rate'):.0f} | {middle('window', 'cpu'):.1f}",
-            f"{middle('lockstep', 'rate'):.0f} | {middle('lockstep', 'cpu'):.1f}",
-            f"{middle('misses', 'answered'):.0f} | {middle('misses', 'p99'):.0f} | {middle('misses', 'cpu'):.0f}",
-            f"{failed:.0f}",
+            f"{pis.get('slowest', float('nan')):.1f} | {pis['rate']:.0f} | {pis['cpu']:.1f}",
+            f"{window['rate']:.0f} | {window['cpu']:.1f}",
+            f"{lockstep['rate']:.0f} | {lockstep['cpu']:.1f}",
+            f"{misses['answered']:.0f} | {misses.get('p99', float('nan')):.0f} | {misses['cpu']:.0f}",
+            f"{sum(one['failed'] for one in (pis, window, lockstep, misses)):.0f}",
         )
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def ratios(results: Results) -> str:
+    """What the table comes to: medians of the rounds' own ratios, so that a drift of the machine drops out."""
+
+    def ratio(work: str, figure: str, peers: tuple[str, ...]) -> float:
+        """Ours by the best peer's: the highest rate, the least of anything else."""
+        best = max if figure == "rate" else min
+        ours = results["netbootd"][work]
+        theirs = (
+            best(results[peer][work][number].get(figure, float("nan")) for peer in peers) for number in range(len(ours))
+        )
+        return statistics.median(mine[figure] / other for mine, other in zip(ours, theirs, strict=True))
+
+    stable, sid = ("tftpd-hpa", "dnsmasq", "atftpd"), ("tftpd-hpa-sid", "dnsmasq-sid")
+    everyone = tuple(name for name in results if name != "netbootd")
+    hpa, fbtftp = ratio("pis", "cpu", ("tftpd-hpa",)), ratio("pis", "cpu", ("fbtftp",))
+    return (
+        f"netbootd by its peers, medians of the rounds: CPU time for a block of {PIS} Pis {hpa:.2f} × tftpd-hpa, "
+        f"{fbtftp:.2f} × fbtftp; slowest of {PIS} Pis {ratio('pis', 'slowest', everyone):.2f} × the best peer's; "
+        f"window 64 {ratio('window', 'rate', stable):.2f} × the best of {', '.join(stable)}, "
+        f"{ratio('window', 'rate', sid):.2f} × the best of {', '.join(sid)}."
+    )
 
 
 def main() -> None:
@@ -280,16 +239,20 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     make_files(root)
     every = servers(root, folder)
     chosen = [server for server in every if not options.only or server.name in options.only.split(",")]
-    results: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
+    results: Results = defaultdict(lambda: defaultdict(list))
     for number in range(options.rounds):
         for server in chosen:
             with running(server, folder) as under_way:
                 for work in WORKS:
                     print(f"round {number + 1}: {server.name}, {work.name}", file=sys.stderr)
-                    results[server.name][work.name].append(measure(server, under_way, work, root))
-    command = f"python -m tests.benchmarks.tftp --rounds {options.rounds}"
+                    many = [measure(server, under_way, work, root) for _ in range(work.times)]
+                    results[server.name][work.name].append(middle(many))
+    command = f"python -m tests.benchmarks.tftp --rounds {options.rounds} --sustained {options.sustained:.0f}"
     print(describe(command, [s.version for s in chosen if s.version]))
-    print(f"\n{table(results)}")
+    if results:
+        print(f"\n{table(results)}")
+    if options.rounds and len(chosen) == len(every):
+        print(f"\n{ratios(results)}")
     if options.sustained and chosen[0].name == "netbootd":
         with running(chosen[0], folder):
             print(f"\n{sustained(chosen[0], root, options.sustained)}")

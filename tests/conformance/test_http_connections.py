@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import socket
 import time
@@ -170,3 +171,45 @@ async def test_a_connection_too_many_is_refused_while_all_are_busy(site) -> None
     reader, _ = await here.connect()
     assert await ended(reader) < 1
     assert here.server.connections.refused == 1
+
+
+async def test_files_for_many_leave_the_loop_to_others_and_reach_all(site, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "vmlinuz").write_bytes(os.urandom(9 << 20))
+    here = await site()
+    turns, most = 0, 0
+    sendfile = os.sendfile
+
+    def counted(*arguments: int) -> int:
+        nonlocal turns
+        turns += 1
+        return sendfile(*arguments)
+
+    async def others() -> None:
+        nonlocal turns, most
+        while True:
+            most, turns = max(most, turns), 0
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr("netbootd.httpd.sendfile.os.sendfile", counted)
+    watching = asyncio.create_task(others())
+    connected = [await here.connect() for _ in range(24)]
+    for _, writer in connected:
+        writer.write(b"GET /boot/1a2b3c4d/vmlinuz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answers = await asyncio.gather(*(reader.read() for reader, _ in connected))
+    watching.cancel()
+    want = (tmp_path / "vmlinuz").read_bytes()
+    assert all(answer.partition(b"\r\n\r\n")[2] == want for answer in answers)
+    assert 1 <= most <= 4
+
+
+async def test_a_stop_ends_a_file_that_is_under_way(site, tmp_path: Path) -> None:
+    with (tmp_path / "vmlinuz").open("wb") as file:
+        file.truncate(200 << 20)
+    here = await site()
+    reader, writer = await here.connect()
+    writer.write(b"GET /boot/1a2b3c4d/vmlinuz HTTP/1.1\r\nHost: x\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    began = time.monotonic()
+    await here.server.stop(0.2)
+    assert time.monotonic() - began < 5
+    assert [event.outcome for event in here.files.events] == [Outcome.FAILED]

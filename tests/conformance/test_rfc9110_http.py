@@ -290,7 +290,7 @@ async def test_strangers_get_nothing(site):
     assert site.files.events == []
 
 
-async def test_rubbish_does_not_end_the_server(site):
+async def test_rubbish_does_not_end_the_server(site, caplog):
     await site.start()
     host, port = site.server.addresses[0].rsplit(":", 1)
     for rubbish in (
@@ -299,12 +299,19 @@ async def test_rubbish_does_not_end_the_server(site):
         b"GET / HTTP/9.9\r\n\r\n",
         b"\x16\x03\x01" + os.urandom(200),
         b"A" * 70_000,
+        b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 70_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nA: \0\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: x\n\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"POST /events/1a2b3c4d HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /events/1a2b3c4d HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ):
         with socket.create_connection((host, int(port)), timeout=5) as peer, contextlib.suppress(ConnectionError):
             peer.setblocking(False)
             await asyncio.get_running_loop().sock_sendall(peer, rubbish)
             await asyncio.sleep(0.02)
     assert (await site.curl("/healthz"))[::2] == (200, b"ok\n")
+    assert caplog.records == []
 
 
 async def test_a_client_that_goes_away_in_the_middle_is_a_failed_event(site, caplog):

@@ -109,3 +109,12 @@ def test_a_boot_under_way_survives_a_restart_of_the_service():
     later = Sessions(lambda image: "gen2", lambda image, ident: True, [record], clock=lambda: world.now)
     assert later.generation(NODE, "overlays/x.dtbo") == "gen1"
     assert later.generation(NODE) == "gen1"
+
+
+def test_a_flood_of_nodes_that_are_refused_does_not_grow_without_end():
+    world = World()
+    for number in range(20_000):
+        world.sessions.observe(BootEvent(world.now, "tftp", "x", Outcome.FAILED, Stage.FIRMWARE, key=f"{number:08x}"))
+    kept = {record.key for record in world.sessions.records()}
+    assert len(kept) < 10_000
+    assert "00004e1f" in kept

@@ -6,7 +6,7 @@ import pytest
 
 from netbootd.errors import BusyError, HostError, NotFoundError, UsageError
 from netbootd.model.event import BootEvent, Outcome, Stage
-from netbootd.store.database import Database, NodeRecord
+from netbootd.store.database import NODES_KEPT, Database, NodeRecord
 from netbootd.store.generations import Generations, remove_tree
 from netbootd.store.layout import Layout, check_name
 
@@ -36,6 +36,21 @@ def test_a_published_generation_is_current_and_an_earlier_one_comes_back(store):
     assert store.current("noble") == first
     with pytest.raises(NotFoundError):
         store.rollback("noble")
+
+
+def test_what_another_process_does_is_seen_at_once(store):
+    first, second = build(store, "aaaaaaaa", "2026-01-01"), build(store, "bbbbbbbb", "2026-02-01")
+    other = Generations(store.layout)
+    assert (other.current("noble"), other.find("noble", "aaaaaaaa")) == (second, first)
+    store.activate(first)
+    assert other.current("noble") == first
+    store.activate(second)
+    assert other.current("noble") == second
+    assert store.prune("noble", 1, ()) == [first]
+    assert other.find("noble", "aaaaaaaa") is None
+    remove_tree(store.layout.image("noble"))
+    assert (other.current("noble"), other.find("noble", "bbbbbbbb")) == (None, None)
+    assert build(store, "bbbbbbbb", "2026-03-01") == other.current("noble") == second
 
 
 def test_what_an_interrupted_build_left_is_invisible_and_goes(store):
@@ -168,3 +183,13 @@ def test_what_can_not_be_deleted_is_an_error(tmp_path):
     with pytest.raises(HostError, match="Deleting"):
         remove_tree(tmp_path / "link")
     assert (tmp_path / "file").exists()
+
+
+def test_of_a_flood_of_nodes_those_seen_last_are_kept(tmp_path):
+    database = Database(tmp_path / "db")
+    for start in range(0, 2 * NODES_KEPT, 5_000):
+        many = range(start, start + 5_000)
+        database.write((), (NodeRecord(str(n), str(n), "", "", "", "", "", "", "", float(n), "") for n in many))
+    kept = {int(record.key) for record in database.nodes()}
+    assert NODES_KEPT // 2 < len(kept) <= NODES_KEPT
+    assert kept == set(range(2 * NODES_KEPT - len(kept), 2 * NODES_KEPT))
