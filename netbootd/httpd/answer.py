@@ -39,6 +39,7 @@ def decide(request: web.BaseRequest, etag: str, modified: datetime, size: int) -
     :param etag: its strong validator, without quotes
     :param modified: its date in UTC, whole seconds
     """
+    request = _with_lists_joined(request)
     if request.if_match is not None:
         if not _any_is(request.if_match, etag, weakly=False):
             return Decision(412)
@@ -59,6 +60,17 @@ def decide(request: web.BaseRequest, etag: str, modified: datetime, size: int) -
     else:
         start, stop = max(0, size - int(match[2])), size
     return Decision(206, start, stop - start) if start < stop else Decision(416)
+
+
+def _with_lists_joined(request: web.BaseRequest) -> web.BaseRequest:
+    """A list may come in several lines of the same name, which are one list (RFC 9110 section 5.3)."""
+    for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH):
+        lines = request.headers.getall(name, ())
+        if len(lines) > 1:
+            headers = request.headers.copy()
+            headers[name] = ", ".join(lines)
+            request = request.clone(headers=headers)
+    return request
 
 
 def _any_is(tags: Iterable[ETag], etag: str, *, weakly: bool) -> bool:

@@ -135,6 +135,8 @@ async def test_conditions_and_ranges(site, name):
 
     assert await asks(f"If-None-Match: {tag}") == (304, b"", None)
     assert await asks(f'If-None-Match: "other", W/{tag}') == (304, b"", None)
+    assert await asks('If-None-Match: "other"', f"If-None-Match: {tag}") == (304, b"", None)
+    assert (await asks('If-Match: "other"', f"If-Match: {tag}"))[0] == 200
     assert await asks("If-None-Match: *") == (304, b"", None)
     assert await asks('If-None-Match: "other"', f"If-Modified-Since: {future}") == (200, whole, None)
     assert await asks(f"If-Modified-Since: {date}") == (304, b"", None)
