@@ -78,8 +78,7 @@ def command(program: Program, /, **values: Any) -> None:
     Open transfers then get [server] drain_seconds; a second signal ends at once. Works without any configuration and
     without any image prepared.
     """
-    import asyncio
-
+    from netbootd.cli import loops
     from netbootd.service.supervisor import ServeOptions, Service
 
     options = ServeOptions(
@@ -97,4 +96,4 @@ def command(program: Program, /, **values: Any) -> None:
         ready_file=values["ready_file"].absolute() if values["ready_file"] else None,
     )
     service = Service(program.config, program.layout, options, program.read_config)
-    asyncio.run(service.run())
+    loops.run(service.run)

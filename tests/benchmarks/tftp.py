@@ -204,7 +204,7 @@ def ratios(results: Results) -> str:
         return statistics.median(mine[figure] / other for mine, other in zip(ours, theirs, strict=True))
 
     stable, sid = ("tftpd-hpa", "dnsmasq", "atftpd"), ("tftpd-hpa-sid", "dnsmasq-sid")
-    everyone = tuple(name for name in results if name != "netbootd")
+    everyone = tuple(name for name in results if not name.startswith("netbootd"))
     hpa, fbtftp = ratio("pis", "cpu", ("tftpd-hpa",)), ratio("pis", "cpu", ("fbtftp",))
     return (
         f"netbootd by its peers, medians of the rounds: CPU time for a block of {PIS} Pis {hpa:.2f} × tftpd-hpa, "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from tests.benchmarks.setting import version_line
@@ -44,6 +45,7 @@ def servers(root: Path, folder: Path) -> list[Server]:
     dnsmasq = (*loader, str(sid / "usr/sbin/dnsmasq"))
     return [
         Server("netbootd", argv, 7010, ""),
+        Server("netbootd-uvloop", argv, 7010, f"uvloop {version('uvloop')}", {"NETBOOTD_LOOP": "uvloop"}),
         _hpa("tftpd-hpa", (_program(folder, "in.tftpd"),), root, _package_version("tftpd-hpa"), libraries),
         _dnsmasq("dnsmasq", ("dnsmasq",), root),
         _atftpd(_program(folder, "atftpd"), root, libraries),

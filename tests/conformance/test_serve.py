@@ -263,3 +263,26 @@ def test_it_serves_on_sockets_that_are_handed_in(serve) -> None:
         assert Transfer(server.tftp(), "config.txt").finish() == b"x"
         assert server.get("/healthz")[0] == 200
         assert server.end() == 0
+
+
+def test_uvloop_serves_the_same_where_it_is_asked_for(serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETBOOTD_LOOP", "uvloop")
+    server = serve()
+    content = os.urandom(3_000_000)
+    (server.files / "kernel").write_bytes(content)
+    transfer = Transfer(server.tftp(), "kernel")
+    assert "uvloop" in Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert server.get(f"/boot/{SERIAL}/kernel") == (200, content)
+    assert transfer.finish() == content
+    assert server.end() == 0
+
+
+@pytest.mark.parametrize("name", ["trio", "uvloop"])
+def test_a_loop_that_is_not_there_is_told(serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    (tmp_path / "uvloop.py").write_text("raise ImportError")  # the service's folder comes first among its modules
+    monkeypatch.setenv("NETBOOTD_LOOP", name)
+    server = serve()
+    assert server.process.wait(30) == 2
+    log = server.log.read_text()
+    assert f"NETBOOTD_LOOP={name}: " in log
+    assert "Traceback" not in log
