@@ -210,5 +210,9 @@ def _folders(contents: Contents, members: Iterable[Member]) -> list[Member]:
 
 
 def _padding(size: int) -> bytes:
-    """Zeros up to a multiple of four, where the kernel looks for the next archive."""
-    return bytes(-size % 4)
+    """Zeros up to a multiple of four, where the kernel looks for the next archive.
+
+    Four more end an archive that was compressed by lz4, which has no end of its own (lib/decompress_unlz4.c): what
+    follows would be taken for a block. Between archives, zeros are passed over.
+    """
+    return bytes(4 + -size % 4)
