@@ -136,9 +136,7 @@ def test_an_initramfs_of_an_unknown_kind_is_left_alone(prepared, files):
 
 
 def test_an_initramfs_that_can_not_be_read(tmp_path):
-    boot = fill(
-        tmp_path / "boot", {"config.txt": trees.NOBLE_CONFIG, "vmlinuz": "k", "initrd.img": b"unknown"}
-    )
+    boot = fill(tmp_path / "boot", {"config.txt": trees.NOBLE_CONFIG, "vmlinuz": "k", "initrd.img": b"unknown"})
     root = root_tree(tmp_path / "root", more={"etc/overlayroot.conf": 'overlayroot=""\n'})
     facts = patches.survey(boot, root)
     assert facts.overlay == ("overlayroot=tmpfs:recurse=0",)
