@@ -40,15 +40,17 @@ def read(data: bytes) -> Elf:
 
     :raises FormatError: it is none, or points outside of itself
     """
+    if data[:4] != MAGIC:
+        raise FormatError("Reading a program: it is no ELF file.")
     try:
         return _read(data)
-    except (struct.error, IndexError, ValueError):
+    except (struct.error, IndexError, ValueError, OverflowError):
         raise FormatError("Reading a program: its ELF headers are broken.") from None
 
 
 def _read(data: bytes) -> Elf:
-    if data[:4] != MAGIC or data[4] not in (1, 2) or data[5] not in (1, 2):
-        raise FormatError("Reading a program: it is no ELF file.")
+    if data[4] not in (1, 2) or data[5] not in (1, 2):
+        raise ValueError(data[4:6])
     wide, order = data[4] == 2, "<" if data[5] == 1 else ">"
     (machine,) = struct.unpack_from(order + "H", data, 18)
     (table,) = struct.unpack_from(order + ("Q" if wide else "I"), data, 32 if wide else 28)

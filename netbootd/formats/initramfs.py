@@ -182,11 +182,12 @@ def _reader(source: _Source, decoder: Any) -> Callable[[int], bytes]:
 
     def more(size: int) -> bytes:
         while not decoder.eof:
+            if isinstance(decoder, _Zlib):
+                data = decoder.unconsumed_tail or feed()
+            else:
+                data = feed() if decoder.needs_input else b""
             try:
-                if isinstance(decoder, _Zlib):
-                    out = decoder.decompress(decoder.unconsumed_tail or feed(), _CHUNK)
-                else:
-                    out = decoder.decompress(feed() if decoder.needs_input else b"", _CHUNK)
+                out = decoder.decompress(data, _CHUNK)
             except (zlib.error, lzma.LZMAError, zstd.ZstdError, OSError, ValueError, MemoryError) as error:
                 raise FormatError(f"Reading an initramfs: a compressed part of it is broken ({error}).") from None
             if decoder.eof:

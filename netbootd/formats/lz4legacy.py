@@ -47,6 +47,8 @@ class Lz4Decoder:
         if size == 0:
             self._end()
             return b""
+        if size > _BOUND:
+            raise ValueError(f"a block of {size} bytes")
         block = bytes(self._held[4 : 4 + size])
         del self._held[: 4 + size]
         try:
@@ -69,9 +71,7 @@ class Lz4Decoder:
             return False
         if not self._begun or self._held[:4] == MAGIC:
             return True
-        if self._size() > _BOUND:
-            raise ValueError(f"a block of {self._size()} bytes")
-        return len(self._held) >= 4 + self._size()
+        return self._size() > _BOUND or len(self._held) >= 4 + self._size()
 
     def _end(self) -> None:
         self.eof = True

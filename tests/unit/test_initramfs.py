@@ -141,6 +141,7 @@ def test_only_what_is_wanted_is_kept(plain):
 def test_what_can_not_be_read_is_named(plain, data, message):
     contents = look(plain + data)
     assert message in contents.unread
+    assert contents.unread.count("Reading an initramfs") == 1
     assert "init" in contents.members
     assert look(data).unread == contents.unread
 
