@@ -1,8 +1,8 @@
 """Looks into an initramfs: any number of cpio archives one behind the other, each of them plain or compressed.
 
 After init/initramfs.c: zeros between archives are padding, a compressed part ends where its decoder says so, and what
-comes later overwrites what came before. Decoded are gzip, bzip2, xz, lzma and Zstandard (with the standard library, or
-its backport); lzo and lz4 are named and not looked into.
+comes later overwrites what came before. Decoded is all that a kernel can be built to decode: gzip, bzip2, xz, lzma and
+Zstandard (with the standard library, or its backport), lz4 (with python-lz4) and lzo.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from netbootd.errors import FormatError
-from netbootd.formats import cpio
+from netbootd.formats import cpio, lz4legacy, lzop
 from netbootd.formats.cpio import Member
 
 if sys.version_info >= (3, 14):
@@ -31,8 +31,6 @@ _MEMBER_LIMIT = 300_000
 _PART_LIMIT = 64
 _MEMORY = 256 << 20
 _DEPTH = 2
-
-_UNREAD = {b"\x02\x21\x4c\x18": "lz4", b"\x89LZO": "lzo"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +146,9 @@ def _parts(source: _Source, wanted: Callable[[str, int], bool], depth: int) -> I
             continue
         decoder = _decoder(start)
         if decoder is None or depth >= _DEPTH:
-            kind = next((name for magic, name in _UNREAD.items() if start.startswith(magic)), "")
-            what = f"is compressed by {kind}" if kind else "is no cpio archive and not compressed in a known way"
-            raise FormatError(f"Reading an initramfs: a part of it {what}.")
+            raise FormatError(
+                "Reading an initramfs: a part of it is no cpio archive and not compressed in a known way."
+            )
         yield from _parts(_Source(_reader(source, decoder)), wanted, depth + 1)
     raise _TooLargeError(f"Reading an initramfs: it has more than {_PART_LIMIT} parts.")
 
@@ -166,6 +164,10 @@ def _decoder(start: bytes) -> Any:
         return lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_MEMORY)
     if start.startswith(b"BZh"):
         return bz2.BZ2Decompressor()
+    if start.startswith(lz4legacy.MAGIC):
+        return lz4legacy.Lz4Decoder()
+    if lzop.MAGIC.startswith(start):
+        return lzop.LzopDecoder()
     return None
 
 
@@ -174,18 +176,19 @@ def _reader(source: _Source, decoder: Any) -> Callable[[int], bytes]:
 
     def feed() -> bytes:
         data = source.take(_FEED)
-        if not data:
+        if not data and not (isinstance(decoder, _NOT_PYTHONS) and decoder.at_end_of_input()):
             raise FormatError("Reading an initramfs: a compressed part of it is cut short.")
         return data
 
     def more(size: int) -> bytes:
         while not decoder.eof:
+            if isinstance(decoder, _Zlib):
+                data = decoder.unconsumed_tail or feed()
+            else:
+                data = feed() if decoder.needs_input else b""
             try:
-                if isinstance(decoder, _Zlib):
-                    out = decoder.decompress(decoder.unconsumed_tail or feed(), _CHUNK)
-                else:
-                    out = decoder.decompress(feed() if decoder.needs_input else b"", _CHUNK)
-            except (zlib.error, lzma.LZMAError, zstd.ZstdError, OSError, MemoryError) as error:
+                out = decoder.decompress(data, _CHUNK)
+            except (zlib.error, lzma.LZMAError, zstd.ZstdError, OSError, ValueError, MemoryError) as error:
                 raise FormatError(f"Reading an initramfs: a compressed part of it is broken ({error}).") from None
             if decoder.eof:
                 source.give_back(decoder.unused_data)
@@ -197,3 +200,4 @@ def _reader(source: _Source, decoder: Any) -> Callable[[int], bytes]:
 
 
 _Zlib = type(zlib.decompressobj())
+_NOT_PYTHONS = (lz4legacy.Lz4Decoder, lzop.LzopDecoder)

@@ -152,7 +152,9 @@ OVERLAYROOT: Files = {**INITRAMFS_TOOLS, "scripts/init-bottom/overlayroot": "#!/
 DRACUT: Files = {
     "init": "-> usr/lib/systemd/systemd",
     "lib": "-> usr/lib",
+    "sbin": "-> usr/sbin",
     "usr/lib/dracut/hooks/cmdline/90-parse-nfsroot.sh": "",
+    "usr/sbin/ifup": "#!/bin/sh\n",
     "usr/lib/dracut/hooks/pre-pivot": None,
     **{name: content for name, content in INITRAMFS_TOOLS.items() if "/modules/" in name},
 }

@@ -7,7 +7,9 @@ import gzip
 import io
 import lzma
 import os
+import random
 import stat
+import struct
 import subprocess
 
 import pytest
@@ -37,8 +39,14 @@ def plain(tmp_path):
     return gzip.decompress(trees.initramfs(tmp_path / "tree", files))
 
 
-def _zstd(data):
-    return subprocess.run(["zstd", "-q", "-c"], input=data, capture_output=True, check=True).stdout
+def _by(*program):
+    return lambda data: subprocess.run(program, input=data, capture_output=True, check=True).stdout
+
+
+def _lzop_block(block, size):
+    """What lzop would write, with a block of our own."""
+    head = _by("lzop", "-c")(b"")[:-4]
+    return head + struct.pack(">III", size, len(block), 0) + block + bytes(4)
 
 
 PACKERS = {
@@ -47,7 +55,11 @@ PACKERS = {
     "xz": lambda data: lzma.compress(data, check=lzma.CHECK_CRC32),
     "lzma": lambda data: lzma.compress(data, lzma.FORMAT_ALONE),
     "bzip2": bz2.compress,
-    "zstd": _zstd,
+    "zstd": _by("zstd", "-q", "-c"),
+    "lz4": _by("lz4", "-l", "-q", "-c"),
+    "lz4 twice": lambda data: _by("lz4", "-l", "-q", "-c")(data[:1000]) + _by("lz4", "-l", "-9", "-c")(data[1000:]),
+    "lzo": _by("lzop", "-c"),
+    "lzo best": _by("lzop", "-9", "-c"),
 }
 
 
@@ -106,8 +118,16 @@ def test_only_what_is_wanted_is_kept(plain):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"\x02\x21\x4c\x18rest", "compressed by lz4"),
-        (b"\x89LZO\0\r\n\x1a\n", "compressed by lzo"),
+        (b"\x02\x21\x4c\x18rest", "broken (a block of "),
+        (b"\x02\x21\x4c\x18\x05\0\0\0\x0fabcd", "broken (Decompression failed"),
+        (b"\x02\x21\x4c\x18\x05\0\0\0abc", "cut short"),
+        (b"\x89LZO\0\r\n\x1a\n", "cut short"),
+        (b"\x89LZO\0\r" + bytes(100), "broken (no lzop header)"),
+        (_by("lzop", "-c")(b"x" * 1000)[:-6], "cut short"),
+        (_lzop_block(b"\x13ab\x40\xff", 100), "points outside of itself"),
+        (_lzop_block(b"\x12a", 100), "is cut short"),
+        (_lzop_block(b"\x12a\x11\0\0", 100), "of 1 bytes instead of 100"),
+        (_lzop_block(b"a" * 10, 1 << 20), "a block of 10 bytes for 1048576"),
         (b"not an archive", "not compressed in a known way"),
         (b"070701", "broken or cut short"),
         (b"070701" + b"g" * 104, "not hexadecimal"),
@@ -121,6 +141,7 @@ def test_only_what_is_wanted_is_kept(plain):
 def test_what_can_not_be_read_is_named(plain, data, message):
     contents = look(plain + data)
     assert message in contents.unread
+    assert contents.unread.count("Reading an initramfs") == 1
     assert "init" in contents.members
     assert look(data).unread == contents.unread
 
@@ -162,3 +183,28 @@ def test_rubbish_in_the_middle(rubbish, at):
     contents = look(good[:at] + rubbish + good[at:])
     assert len(contents.members) < 10
     contents.resolve("a/b/../c")
+
+
+@pytest.mark.parametrize("packer", ["lz4", "lzo", "lzo best"])
+def test_blocks_of_every_kind(packer):
+    source = random.Random(5)
+    words = [source.randbytes(source.choice((1, 2, 3, 7, 40))) for _ in range(300)]
+    text = b"".join(source.choice(words) for _ in range(60_000))
+    data = source.randbytes(70_000) + text + bytes(300_000) + text[:50_000] + source.randbytes(9_000_000) + text
+    contents = look(PACKERS[packer](cpio.write([Member("a", 0o100644, data)])))
+    assert contents.unread == ""
+    assert contents.members["a"].data == data
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["lz4", "lzo"]), st.integers(0, 2000), st.binary(min_size=1, max_size=8))
+def test_broken_blocks_are_refused_or_read(packer, at, rubbish):
+    good = _PACKED[packer]
+    contents = look(good[:at] + rubbish + good[at + len(rubbish) :])
+    assert contents.unread or contents.members
+
+
+_PACKED = {
+    packer: PACKERS[packer](cpio.write([Member("a", 0o100644, b"some data " * 20 + bytes(range(256)) * 2)]))
+    for packer in ("lz4", "lzo")
+}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from netbootd.errors import FormatError
-from netbootd.formats import initramfs
+from netbootd.formats import elf, initramfs
 from netbootd.images import patches
 from netbootd.model.network import ServerAddress
 from tests.support import little_trees as trees
@@ -118,9 +120,47 @@ def test_a_module_that_is_listed_and_missing(prepared, tmp_path):
         patches.apply(boot, tmp_path / "root", facts, PARAMETERS)
 
 
-def test_dracut_without_nfs_is_refused_by_name(prepared):
-    with pytest.raises(FormatError, match="made by dracut without its nfs module"):
+def test_dracut_without_nfs_gets_it(prepared, tmp_path):
+    lacking = {**without(trees.DRACUT, "parse-nfsroot", "ko.zst"), "usr/lib/dracut/hooks/cmdline/00-x.sh": ""}
+    ipconfig = "usr/lib/klibc/bin/ipconfig"
+    loader = elf.read(Path("/bin/ls").read_bytes()).interpreter
+    program = b"\x7fELF" + Path("/sbin/ldconfig").read_bytes()[4:]  # a static one
+    facts, before, after, made = prepared(lacking, root={ipconfig: program})
+    assert facts.overlay == ("netbootd.overlay=tmpfs",)
+    assert made["boot/initrd.img"].why.startswith("It gets kernel modules for NFS")
+    added = trees.unpack(after[len(before) :].lstrip(b"\0"), tmp_path / "added")
+    hooks = added / "usr/lib/dracut/hooks"
+    assert sorted(str(path.relative_to(hooks)) for path in hooks.rglob("*.sh")) == [
+        "cmdline/92-netbootd-root.sh",
+        "mount/50-netbootd-root.sh",
+        "pre-pivot/10-netbootd-overlay.sh",
+    ]
+    assert (added / "usr/lib/netbootd/ipconfig").read_bytes() == program
+    assert not (added / loader.lstrip("/")).exists()
+    assert (added / MODULES / "kernel/fs/nfs/nfsv3.ko.zst").exists()
+    assert not (added / "etc/protocols").exists()  # of mount.nfs alone
+
+
+def test_dracut_without_nfs_in_an_image_without_a_dhcp_client(prepared):
+    with pytest.raises(FormatError, match="neither systemd-networkd, nor klibc's ipconfig"):
         prepared({**without(trees.DRACUT, "parse-nfsroot"), "usr/lib/dracut/hooks/cmdline/00-x.sh": ""})
+
+
+def test_an_archive_by_lz4_is_ended_before_ours(tmp_path):
+    """The kernel goes on reading blocks, unless there are four zeros (lib/decompress_unlz4.c)."""
+    for size in range(4):
+        files = {**trees.INITRAMFS_TOOLS, "x": "y" * 7 * size}
+        plain = gzip.decompress(trees.initramfs(tmp_path / f"files{size}", files))
+        packed = subprocess.run(["lz4", "-l", "-c"], input=plain, capture_output=True, check=True).stdout
+        boot = fill(tmp_path / f"boot{size}", {"config.txt": trees.NOBLE_CONFIG, "vmlinuz": "k", "initrd.img": packed})
+        root = root_tree(tmp_path / f"root{size}")
+        facts = patches.survey(boot, root)
+        assert (facts.initramfs_generator, facts.extra) == ("initramfs-tools", {})
+        patches.apply(boot, root, facts, PARAMETERS)
+        after = (boot / "initrd.img").read_bytes()
+        assert after.startswith(packed + bytes(4))
+        assert after.index(b"070701", len(packed)) % 4 == 0
+        assert contents_of(after).get("scripts/init-bottom/netbootd-overlay")
 
 
 def test_the_dhcp_client_of_ubuntus_initramfs_asks_by_its_mac(prepared):
@@ -136,12 +176,10 @@ def test_an_initramfs_of_an_unknown_kind_is_left_alone(prepared, files):
 
 
 def test_an_initramfs_that_can_not_be_read(tmp_path):
-    boot = fill(
-        tmp_path / "boot", {"config.txt": trees.NOBLE_CONFIG, "vmlinuz": "k", "initrd.img": b"\x02\x21\x4c\x18lz4"}
-    )
+    boot = fill(tmp_path / "boot", {"config.txt": trees.NOBLE_CONFIG, "vmlinuz": "k", "initrd.img": b"unknown"})
     root = root_tree(tmp_path / "root", more={"etc/overlayroot.conf": 'overlayroot=""\n'})
     facts = patches.survey(boot, root)
     assert facts.overlay == ("overlayroot=tmpfs:recurse=0",)
-    assert "lz4" in facts.extra["unread initrd.img"]
+    assert "not compressed in a known way" in facts.extra["unread initrd.img"]
     patches.apply(boot, root, facts, PARAMETERS)
-    assert (boot / "initrd.img").read_bytes() == b"\x02\x21\x4c\x18lz4"
+    assert (boot / "initrd.img").read_bytes() == b"unknown"

@@ -17,7 +17,7 @@ from netbootd.images.patches.tree import Patch, Tree
 from netbootd.model.facts import ImageFacts
 from netbootd.model.network import ServerAddress
 
-REVISION = 2
+REVISION = 3
 """Part of a generation's id: raised whenever the same image would be patched differently."""
 
 __all__ = ["REVISION", "Parameters", "Patch", "apply", "survey"]

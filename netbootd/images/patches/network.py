@@ -42,6 +42,9 @@ ClientIdentifier=mac
 UseHostname=no
 SendRelease=no
 """
+INITRAMFS_SETTINGS = _NETWORK_TEXT.format(match="[Match]\nType=ether\n")
+"""networkd's settings for an initramfs, whose udev may not know of a link's place and where nobody makes links."""
+
 _LINK_TEXT = """\
 # Written by netbootd: the link that carries the root keeps the name that it has had since the initramfs.
 {match}

@@ -14,11 +14,10 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from netbootd.errors import FormatError
 from netbootd.formats import cpio, initramfs
 from netbootd.formats.cpio import Member
 from netbootd.formats.initramfs import Contents
-from netbootd.images.patches import modules
+from netbootd.images.patches import modules, netroot
 from netbootd.images.patches.tree import Tree
 
 OVERLAYROOT = "overlayroot=tmpfs:recurse=0"
@@ -35,6 +34,7 @@ _SCRIPT = "scripts/init-bottom/netbootd-overlay"
 _HOOK = "pre-pivot/10-netbootd-overlay.sh"
 _DHCPCD = "etc/dhcpcd.conf"
 _PROTOCOLS = "etc/protocols"
+_USERS = ("etc/passwd", "etc/group")
 
 _LAYER = """\
     modprobe -q overlay
@@ -73,7 +73,8 @@ _DRACUT_HOOK = (
     """\
 #!/bin/sh
 # Added by netbootd: a writable layer in memory over the read-only root.
-case " $(cat /proc/cmdline) " in
+read -r netbootd_line < /proc/cmdline
+case " $netbootd_line " in
 *" netbootd.overlay=tmpfs "*)
 """
     + _LAYER.format(
@@ -132,22 +133,20 @@ def extend(boot: Tree, root: Tree, ramdisk: Ramdisk, overlay: tuple[str, ...]) -
     if not ramdisk.generator or ramdisk.unread:
         return
     contents = ramdisk.contents
-    if ramdisk.generator == DRACUT and not _has_nfs(contents):
-        raise FormatError(
-            f"Preparing boot/{ramdisk.path} of the image: it was made by dracut without its nfs module, and can't mount"
-            " a root over the network.",
-            hint="Install dracut-network and nfs-common into the image, and run dracut --add nfs there.",
-        )
     members, reasons = modules.missing(root, contents, ramdisk.path), []
     if members:
         reasons.append("kernel modules for NFS and the layer above it")
+    own_mount = ramdisk.generator == DRACUT and not netroot.is_complete(contents, contents.below(_hooks(contents)))
+    if own_mount:
+        members += netroot.members(root, contents, _hooks(contents), ramdisk.path)
+        reasons.append("hooks that get an address and mount the root, and the image's own program for that")
     if overlay == (OWN_OVERLAY,) and (hook := _overlay_hook(ramdisk)):
         members += hook
         reasons.append("a hook that puts a writable layer over the root")
     if (settings := _dhcpcd_settings(contents)) is not None:
         members.append(Member(contents.resolve(_DHCPCD), 0o100644, settings.encode("utf-8", "surrogateescape")))
         reasons.append("the DHCP client's identity, so that the running system renews the same lease")
-    if ramdisk.generator == DRACUT and not contents.get(_PROTOCOLS):
+    if ramdisk.generator == DRACUT and not own_mount and not contents.get(_PROTOCOLS):
         # mount.nfs looks up what tcp is (getprotobyname(3)), and dracut copies the file of an image that has it.
         members.append(Member(contents.resolve(_PROTOCOLS), 0o100644, b"tcp 6 TCP\nudp 17 UDP\n"))
         reasons.append("the numbers of the protocols that mount.nfs asks for by name")
@@ -157,7 +156,7 @@ def extend(boot: Tree, root: Tree, ramdisk: Ramdisk, overlay: tuple[str, ...]) -
 
 
 def _wanted(name: str, size: int) -> bool:
-    kept = name in (_ORDER, _DHCPCD) or name.rpartition("/")[2] in ("modules.dep", "modules.builtin")
+    kept = name in (_ORDER, _DHCPCD, *_USERS) or name.rpartition("/")[2] in ("modules.dep", "modules.builtin")
     return kept and size <= _KEPT
 
 
@@ -167,10 +166,6 @@ def _hooks(contents: Contents) -> str:
         contents.resolve(folder) for folder in ("var/lib/dracut/hooks", "usr/lib/dracut/hooks", "lib/dracut/hooks")
     )
     return next((folder for folder in folders if contents.below(folder)), "")
-
-
-def _has_nfs(contents: Contents) -> bool:
-    return any(name.endswith("parse-nfsroot.sh") for name in contents.below(_hooks(contents)))
 
 
 def _overlay_hook(ramdisk: Ramdisk) -> list[Member]:
@@ -215,5 +210,9 @@ def _folders(contents: Contents, members: Iterable[Member]) -> list[Member]:
 
 
 def _padding(size: int) -> bytes:
-    """Zeros up to a multiple of four, where the kernel looks for the next archive."""
-    return bytes(-size % 4)
+    """Zeros up to a multiple of four, where the kernel looks for the next archive.
+
+    Four more end an archive that was compressed by lz4, which has no end of its own (lib/decompress_unlz4.c): what
+    follows would be taken for a block. Between archives, zeros are passed over.
+    """
+    return bytes(4 + -size % 4)
