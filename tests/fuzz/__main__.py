@@ -12,33 +12,59 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.fuzz.guard import Finding, attempt, backstop
+from tests.fuzz.guard import SECONDS, Finding, attempt, backstop
 from tests.fuzz.mutate import Mutator
-from tests.fuzz.readers import HARNESSES, Harness
+
+if TYPE_CHECKING:
+    from tests.fuzz.readers import Harness
+
+_RSS_MIB = 2048
+_LONGEST = 4 << 20  # bytes of an input
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run as the command line says; 0 if nothing was found, 1 if something was."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("reader", choices=[*HARNESSES, "all"])
-    parser.add_argument("--seconds", type=float, default=60.0, help="for each reader (default 60)")
-    parser.add_argument("--corpus", type=Path, metavar="DIR", help="inputs that were worth keeping, read and added to")
+    parser.add_argument("reader", help="one of the readers of tests/fuzz/readers.py, or all")
+    parser.add_argument("--seconds", type=int, default=60, help="for each reader (default 60)")
     parser.add_argument("--findings", type=Path, metavar="DIR", default=Path("findings"), help="default: findings")
-    parser.add_argument("--number", type=int, default=0, help="of the stream of mutations (default 0)")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run this input alone")
-    parser.add_argument("--plain", action="store_true", help="mutate blindly, also where atheris is installed")
+    parser.add_argument("--corpus", type=Path, metavar="DIR", help="with atheris: inputs that reach something new")
+    parser.add_argument("--blind", action="store_true", help="without atheris, also where it is installed")
+    parser.add_argument("--number", type=int, default=0, help="of the blind stream of mutations (default 0)")
     given = parser.parse_args(arguments)
+    guided = not given.blind and not given.replay and importlib.util.find_spec("atheris") is not None
+    harnesses = _harnesses(guided)
+    if given.reader not in (*harnesses, "all"):
+        parser.error(f"there is no reader {given.reader}; there are {', '.join(harnesses)}, all")
     logging.disable(logging.CRITICAL)
     if given.replay is not None:
-        return _replay(HARNESSES[given.reader], given.replay)
-    guided = importlib.util.find_spec("atheris") is not None and not given.plain
-    found = 0
-    for name in HARNESSES if given.reader == "all" else [given.reader]:
-        if guided and given.reader != "all":
-            return _guided(name, given)
-        found += _blind(name, given.seconds, given.number, given.findings)
-    return 1 if found else 0
+        return _replay(harnesses[given.reader], given.replay)
+    if given.reader == "all":
+        return max(_in_a_process(name, arguments) for name in harnesses)
+    if guided:
+        _guided(given.reader, harnesses[given.reader], given)
+    return _blind(given.reader, harnesses[given.reader], given)
+
+
+def _harnesses(guided: bool) -> dict[str, Harness]:
+    """The readers; with atheris, netbootd's modules are instrumented as they come."""
+    if guided:
+        import atheris
+
+        with atheris.instrument_imports(include=["netbootd"]):
+            from tests.fuzz.readers import HARNESSES
+    else:
+        from tests.fuzz.readers import HARNESSES
+    return HARNESSES
+
+
+def _in_a_process(name: str, arguments: Sequence[str]) -> int:
+    """Run one reader of all: atheris ends its process, and memory is counted from a fresh start."""
+    rest = [name if argument == "all" else argument for argument in arguments]
+    return os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-m", "tests.fuzz", *rest])
 
 
 def _replay(harness: Harness, path: Path) -> int:
@@ -52,22 +78,14 @@ def _replay(harness: Harness, path: Path) -> int:
     return 0
 
 
-def seeds_of(harness: Harness) -> list[bytes]:
-    """Its seeds, made in a folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="netbootd-seeds-") as folder:
-        return harness.seeds(Path(folder))
-
-
-def _blind(name: str, seconds: float, number: int, findings: Path) -> int:
-    """Mutate until the time is over; each kind of finding is kept once. Gives their number."""
-    harness = HARNESSES[name]
-    mutator = Mutator(seeds_of(harness), number)
+def _blind(name: str, harness: Harness, given: argparse.Namespace) -> int:
+    """Mutate until the time is over; each kind of finding is kept once."""
+    mutator = Mutator(harness.made_seeds(), given.number)
     kinds: set[str] = set()
-    tried, end = 0, time.monotonic() + seconds
+    tried, end = 0, time.monotonic() + given.seconds
     with backstop():
         while time.monotonic() < end:
-            data = mutator.next()
-            data = harness.mend(data) if harness.mend else data
+            data = harness.mended(mutator.next())
             tried += 1
             try:
                 attempt(harness.read, data, harness.allowed)
@@ -75,9 +93,9 @@ def _blind(name: str, seconds: float, number: int, findings: Path) -> int:
                 kind = _kind(str(finding))
                 if kind not in kinds:
                     kinds.add(kind)
-                    print(f"{name}: {_keep(findings, name, data)}\n{finding}", flush=True)
+                    _tell(name, data, finding, given.findings)
     print(f"{name}: {tried} inputs, {len(kinds)} kinds of finding", flush=True)
-    return len(kinds)
+    return 1 if kinds else 0
 
 
 def _kind(report: str) -> str:
@@ -86,46 +104,34 @@ def _kind(report: str) -> str:
     return places[-1] if places else report
 
 
-def _keep(folder: Path, name: str, data: bytes) -> Path:
+def _tell(name: str, data: bytes, finding: Finding, folder: Path) -> None:
+    """Keep an input, and say what it does."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
     path.write_bytes(data)
-    return path
+    print(f"{name}: {finding}\nagain: python -m tests.fuzz {name} --replay {path}\n", flush=True)
 
 
-def _guided(name: str, given: argparse.Namespace) -> int:
-    """Let atheris choose the inputs by what of netbootd they reach; it ends the process itself.
-
-    The modules are here already when it comes: their functions are instrumented one by one.
-    """
+def _guided(name: str, harness: Harness, given: argparse.Namespace) -> None:
+    """Let atheris choose the inputs by what of netbootd they reach. It ends the process, at the first finding or so."""
     import atheris
 
-    harness = HARNESSES[name]
-    for module in [module for key, module in sorted(sys.modules.items()) if key.startswith("netbootd.")]:
-        for value in list(vars(module).values()):
-            if getattr(value, "__module__", None) == module.__name__:
-                _instrument(atheris, value)
     corpus = given.corpus or Path(tempfile.mkdtemp(prefix="netbootd-corpus-"))
     corpus.mkdir(parents=True, exist_ok=True)
-    for data in seeds_of(harness):
+    for data in harness.made_seeds():
         (corpus / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
 
-    def one(data: bytes) -> None:
-        data = harness.mend(data) if harness.mend else data
+    def one(raw: bytes) -> None:
+        data = harness.mended(raw)
         try:
             attempt(harness.read, data, harness.allowed)
         except Finding as finding:
-            print(f"{name}: {_keep(given.findings, name, data)}\n{finding}", flush=True)
+            _tell(name, data, finding, given.findings)
             os._exit(1)
 
-    limits = [f"-max_total_time={given.seconds:.0f}", "-timeout=20", "-rss_limit_mb=2048", "-max_len=4194304"]
-    atheris.Setup([sys.argv[0], *limits, str(corpus)], one)
+    limits = (f"-max_total_time={given.seconds}", f"-timeout={SECONDS * 2:.0f}", f"-rss_limit_mb={_RSS_MIB}")
+    atheris.Setup([sys.argv[0], *limits, f"-max_len={_LONGEST}", "-print_final_stats=1", str(corpus)], one)
     atheris.Fuzz()
-    return 0
-
-
-def _instrument(atheris: object, value: object) -> None:
-    pass
 
 
 if __name__ == "__main__":

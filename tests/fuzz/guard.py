@@ -21,7 +21,7 @@ MEMORY = 512 << 20
 _BACKSTOP = 2 << 30  # bytes of address space: the machine survives, whatever a reader asks for
 
 
-class Finding(Exception):  # noqa: N818 - not an error of the fuzzer
+class Finding(Exception):
     """What an input does that no input may do: the text is a short report."""
 
 
@@ -38,9 +38,8 @@ def attempt(run: Callable[[bytes], None], data: bytes, allowed: tuple[type[Excep
     descriptors = _descriptors()
     before = _reset_peak()
     try:
-        with _alarm():
-            with suppress(*allowed):
-                run(data)
+        with _alarm(), suppress(*allowed):
+            run(data)
     except _TooSlow as error:
         raise Finding(f"more than {SECONDS:.0f} seconds\n{_shown(error)}") from error
     except Exception as error:

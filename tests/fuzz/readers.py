@@ -67,6 +67,15 @@ class Harness:
         with tempfile.TemporaryDirectory(prefix="netbootd-fuzz-") as folder:
             self.run(data, Path(folder))
 
+    def made_seeds(self) -> list[bytes]:
+        """The right inputs, made in a folder that is gone afterwards."""
+        with tempfile.TemporaryDirectory(prefix="netbootd-seeds-") as folder:
+            return self.seeds(Path(folder))
+
+    def mended(self, data: bytes) -> bytes:
+        """An input after a change, with right checksums where they would keep it from what is to be read."""
+        return self.mend(data) if self.mend else data
+
 
 @contextmanager
 def _window(data: bytes) -> Iterator[Window]:
@@ -338,7 +347,7 @@ HARNESSES: dict[str, Harness] = {
     "ext4-checksums": Harness(_ext4, seeds.ext4_with_checksums, 150, mend=mend_ext4),
     "ext4-journal": Harness(_ext4, seeds.journal, 200),
     "ext4-export": Harness(_ext4_export, seeds.ext4, 80),
-    "landing": Harness(_landing, seeds.landing, 60, mend=None),
+    "landing": Harness(_landing, seeds.landing, 60),
     "iso9660": Harness(_iso9660, seeds.iso9660, 200),
     "xz": Harness(_decompress, seeds.xz, 300),
     "streams": Harness(_decompress, seeds.streams, 300),

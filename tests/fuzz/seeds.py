@@ -70,11 +70,12 @@ def root_tree(folder: Path, many: int = 45) -> Path:
     (folder / "etc" / "long").symlink_to("../" * 30 + "usr/data")
     (folder / "etc" / "hard").hardlink_to(folder / "usr" / "data")
     os.mkfifo(folder / "var" / "fifo")
-    with (folder / "var" / "islands").open("wb") as file:
-        for number in range(12):
-            file.seek(number * 40_000)
-            file.write(b"island %d" % number)
-        file.truncate(600_000)
+    for name, count in (("islands", 12), ("three", 3)):  # with a tree of extents, and with extents in the inode
+        with (folder / "var" / name).open("wb") as file:
+            for number in range(count):
+                file.seek(number * 40_000)
+                file.write(b"island %d" % number)
+            file.truncate(count * 50_000)
     os.setxattr(folder / "etc" / "passwd", "user.note", b"a value")
     os.setxattr(folder / "usr" / "data", "user.long", b"v" * 500)
     rows = ((1, 6, -1), (2, 4, 1234), (4, 4, -1), (16, 4, -1), (32, 0, -1))
@@ -345,7 +346,8 @@ def configtxt(folder: Path) -> list[bytes]:
     from tests.support import little_trees as trees
 
     texts = (trees.NOBLE_CONFIG, trees.AB_CONFIG, trees.RASPIOS_CONFIG)
-    odd = "include other.txt\ninitramfs a,b followkernel\n[0x10000000]\n[board-type=0x11]\n[gpio4=1]\n[partition=2]\nx=1 # y\n"
+    odd = "include other.txt\ninitramfs a,b followkernel\n[0x10000000]\n[board-type=0x11]\nx=1 # y\n"
+    odd += "[gpio4=1]\n[partition=2]\n"
     return [text.encode() for text in (*texts, odd)]
 
 
