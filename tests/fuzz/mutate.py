@@ -31,6 +31,7 @@ class Mutator:
             (self._near, 6),
             (self._swap, 2),
             (self._copy, 4),
+            (self._echo, 4),
             (self._fill, 2),
             (self._splice, 2),
             (self._insert, 1),
@@ -105,6 +106,14 @@ class Mutator:
         source, target = self._at(length), self._at(length)
         source, target = source - source % length, target - target % length
         self._data[target : target + length] = self._data[source : source + length]
+
+    def _echo(self) -> None:
+        """A field gets the value that it has in the entry before: two entries speak of the same thing."""
+        width, distance = self._random.choice(_WIDTHS), self._random.choice((4, 8, 12, 16, 24, 32, 64, 128, 256))
+        at = self._at(width)
+        at -= at % width
+        if at >= distance:
+            self._data[at : at + width] = self._data[at - distance : at - distance + width]
 
     def _fill(self) -> None:
         length = self._length()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import shutil
@@ -45,6 +46,17 @@ _WRITTEN = {
 }
 
 
+@functools.cache
+def _scratch() -> str | None:
+    """Memory as a folder, twenty times as fast as a disk; None where it keeps no attributes (before Linux 6.6)."""
+    try:
+        with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+            os.setxattr(file.name, "user.test", b"")
+    except OSError:
+        return None
+    return "/dev/shm"
+
+
 @dataclass(frozen=True, slots=True)
 class Harness:
     """One reader.
@@ -64,7 +76,7 @@ class Harness:
 
     def read(self, data: bytes) -> None:
         """Run it on an input, in a folder that is gone afterwards."""
-        with tempfile.TemporaryDirectory(prefix="netbootd-fuzz-") as folder:
+        with tempfile.TemporaryDirectory(prefix="netbootd-fuzz-", dir=_scratch()) as folder:
             self.run(data, Path(folder))
 
     def made_seeds(self) -> list[bytes]:
