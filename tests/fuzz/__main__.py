@@ -8,7 +8,6 @@ import importlib.util
 import logging
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from tests.fuzz.mutate import Mutator
 if TYPE_CHECKING:
     from tests.fuzz.readers import Harness
 
+_KEPT = Path(".cache/fuzz")
 _RSS_MIB = 2048
 _LONGEST = 4 << 20  # bytes of an input
 
@@ -29,9 +29,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("reader", help="one of the readers of tests/fuzz/readers.py, or all")
     parser.add_argument("--seconds", type=int, default=60, help="for each reader (default 60)")
-    parser.add_argument("--findings", type=Path, metavar="DIR", default=Path("findings"), help="default: findings")
+    parser.add_argument("--findings", type=Path, metavar="DIR", default=_KEPT / "findings", help=f"default: {_KEPT}/…")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run this input alone")
-    parser.add_argument("--corpus", type=Path, metavar="DIR", help="with atheris: inputs that reach something new")
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        metavar="DIR",
+        default=_KEPT / "corpus",
+        help=f"with atheris: where inputs that reach something new are kept, a folder a reader (default: {_KEPT}/…)",
+    )
     parser.add_argument("--blind", action="store_true", help="without atheris, also where it is installed")
     parser.add_argument("--number", type=int, default=0, help="of the blind stream of mutations (default 0)")
     given = parser.parse_args(arguments)
@@ -116,7 +122,7 @@ def _guided(name: str, harness: Harness, given: argparse.Namespace) -> None:
     """Let atheris choose the inputs by what of netbootd they reach. It ends the process, at the first finding or so."""
     import atheris
 
-    corpus = given.corpus or Path(tempfile.mkdtemp(prefix="netbootd-corpus-"))
+    corpus = given.corpus / name
     corpus.mkdir(parents=True, exist_ok=True)
     for data in harness.made_seeds():
         (corpus / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)

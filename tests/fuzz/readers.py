@@ -273,9 +273,14 @@ def _attributes(data: bytes, folder: Path) -> None:
 def _configtxt(data: bytes, folder: Path) -> None:
     text = data.decode("latin-1")
     for board in configtxt.BOARDS:
-        settings = configtxt.evaluate(text, board, serial=0x10000000, partition=1, include=lambda _: text)
+        settings = configtxt.evaluate(text, board, serial=0x10000000, partition=1, include=_included(text))
         settings.boot_files(lambda path: len(path) % 2 == 0)
     configtxt.append(text, ["dtparam=x"])
+
+
+def _included(text: str) -> Callable[[str], str | None]:
+    """Files by name: one that is the first one again, others that end."""
+    return lambda name: text if name == "config.txt" else "dtparam=x\n" if name.isascii() else None
 
 
 def _cmdline(data: bytes, folder: Path) -> None:
@@ -320,6 +325,8 @@ def _sums(data: bytes, folder: Path) -> None:
 def _tftp(data: bytes, folder: Path) -> None:
     packets.opcode_of(data)
     packets.decode_error(data)
+    if packets.opcode_of(data) == packets.Opcode.ERROR:
+        return
     request = packets.parse_request(data)
     agreement = options.negotiate(request.options, 1 << 20, max_blksize=1468, max_windowsize=64)
     assert 8 <= agreement.blksize <= 1468 and 1 <= agreement.windowsize <= 64
@@ -350,15 +357,15 @@ def _rpc(data: bytes, folder: Path) -> None:
 
 
 HARNESSES: dict[str, Harness] = {
-    "partitions": Harness(_partitions, seeds.partitions, 800, mend=seeds.mend_gpt),
+    "partitions": Harness(_partitions, seeds.partitions, 500, mend=seeds.mend_gpt),
     "bootroot": Harness(_bootroot, seeds.disks, 300),
-    "fat": Harness(_fat, seeds.fat, 400),
-    "fat-writing": Harness(_fat_writing, seeds.fat, 150),
+    "fat": Harness(_fat, seeds.fat, 200),
+    "fat-writing": Harness(_fat_writing, seeds.fat, 120),
     "fat-export": Harness(_fat_export, seeds.fat, 200),
     "ext4": Harness(_ext4, seeds.ext4, 300),
     "ext4-checksums": Harness(_ext4, seeds.ext4_with_checksums, 150, mend=mend_ext4),
     "ext4-journal": Harness(_ext4, seeds.journal, 200),
-    "ext4-export": Harness(_ext4_export, seeds.ext4, 80),
+    "ext4-export": Harness(_ext4_export, seeds.ext4, 60),
     "landing": Harness(_landing, seeds.landing, 60),
     "iso9660": Harness(_iso9660, seeds.iso9660, 200),
     "xz": Harness(_decompress, seeds.xz, 300),

@@ -123,14 +123,18 @@ def journal(folder: Path) -> list[bytes]:
     for number in range(5):
         (tree / f"file-{number}").write_bytes(b"%d\n" % number * 300)
     made = []
-    for opening in ("jo", "jo -c -v 2", "jo -c -v 3"):
+    for opening, checksums in (
+        ("jo", "^metadata_csum"),
+        ("jo -c -v 2", "metadata_csum"),
+        ("jo -c -v 3", "metadata_csum"),
+    ):
         image = folder / f"journal-{len(made)}"
-        options = ("-b", "1024", "-J", "size=1", "-O", "^metadata_csum,^resize_inode", "-N", "32", *_FIXED)
+        options = ("-b", "1024", "-J", "size=1", "-O", f"{checksums},^resize_inode", "-N", "32", *_FIXED)
         make(image, tree, *options, size="4M")
         data = folder / "data"
         data.write_bytes(bytes.fromhex("c03b3998") + b"e" * 1020 + b"f" * 1024)
         script = folder / "script"
-        lines = [opening, f"jw -b 1900,1901 {data}", "jw -r 1901", f"jw -b 1902 {data}", "jc"]
+        lines = [opening, f"jw -b 3900,3901 {data}", "jw -r 3901", f"jw -b 3902 {data}", "jc"]
         script.write_text("".join(f"{line}\n" for line in lines))
         run(["debugfs", "-w", "-f", script, image])
         made.append(image.read_bytes())
@@ -195,7 +199,8 @@ def disks(folder: Path) -> list[bytes]:
     """Whole disks with a boot partition and a root; the second has two systems of which one is the active one."""
     boot = fat(folder)[1]
     root = _ext4(folder, *EXT4_OPTIONS["extents"]).read_bytes()
-    return [_disk([(0x0C, boot), (0x83, root)]), _disk([(0x0C, boot), (0x0C, boot), (0x83, root), (0x83, root)])]
+    other = _ext4(folder, *EXT4_OPTIONS["blocks"], "-L", "other").read_bytes()
+    return [_disk([(0x0C, boot), (0x83, root)]), _disk([(0x0C, boot), (0x0C, boot), (0x83, other), (0x83, root)])]
 
 
 def landing(folder: Path) -> list[bytes]:
@@ -417,7 +422,6 @@ def tftp(folder: Path) -> list[bytes]:
         b"\0\1config.txt\0octet\0tsize\x000\0blksize\x001024\0windowsize\x0016\0timeout\x003\0",
         b"\0\1serial/start4.elf\0netascii\0",
         b"\0\5\0\1File not found\0",
-        b"\0\4\0\1",
     ]
 
 
