@@ -64,7 +64,7 @@ class Harness:
     :param run: reads an input, with an empty folder of its own to work in
     :param seeds: makes right inputs, given an empty folder
     :param allowed: what it may raise
-    :param mutations: of a bounded run; so many as take about a second
+    :param mutations: of a bounded run, so many as take about a second of a processor
     :param mend: makes checksums right again that stand before what is to be read
     """
 
@@ -357,28 +357,28 @@ def _rpc(data: bytes, folder: Path) -> None:
 
 
 HARNESSES: dict[str, Harness] = {
-    "partitions": Harness(_partitions, seeds.partitions, 500, mend=seeds.mend_gpt),
-    "bootroot": Harness(_bootroot, seeds.disks, 300),
-    "fat": Harness(_fat, seeds.fat, 200),
-    "fat-writing": Harness(_fat_writing, seeds.fat, 120),
-    "fat-export": Harness(_fat_export, seeds.fat, 200),
-    "ext4": Harness(_ext4, seeds.ext4, 300),
-    "ext4-checksums": Harness(_ext4, seeds.ext4_with_checksums, 150, mend=mend_ext4),
-    "ext4-journal": Harness(_ext4, seeds.journal, 200),
-    "ext4-export": Harness(_ext4_export, seeds.ext4, 60),
-    "landing": Harness(_landing, seeds.landing, 60),
-    "iso9660": Harness(_iso9660, seeds.iso9660, 200),
-    "xz": Harness(_decompress, seeds.xz, 300),
-    "streams": Harness(_decompress, seeds.streams, 300),
-    "containers": Harness(_decompress, seeds.containers, 300),
-    "initramfs": Harness(_initramfs, seeds.initramfs, 400),
-    "attributes": Harness(_attributes, seeds.attributes, 600, mend=seeds.mend_attributes),
-    "configtxt": Harness(_configtxt, seeds.configtxt, 300),
-    "cmdline": Harness(_cmdline, seeds.cmdline, 500),
-    "catalogue": Harness(_catalogue, seeds.catalogue, 500),
-    "sums": Harness(_sums, seeds.sums, 500),
-    "tftp": Harness(_tftp, seeds.tftp, 800, (packets.PacketError,)),
-    "nfs-channel": Harness(_channel, seeds.channel, 500),
-    "nfs-calls": Harness(_rpc, calls, 800),
+    "partitions": Harness(_partitions, seeds.partitions, 1000, mend=seeds.mend_gpt),
+    "bootroot": Harness(_bootroot, seeds.disks, 600),
+    "fat": Harness(_fat, seeds.fat, 400),
+    "fat-writing": Harness(_fat_writing, seeds.fat, 240),
+    "fat-export": Harness(_fat_export, seeds.fat, 400),
+    "ext4": Harness(_ext4, seeds.ext4, 600),
+    "ext4-checksums": Harness(_ext4, seeds.ext4_with_checksums, 300, mend=mend_ext4),
+    "ext4-journal": Harness(_ext4, seeds.journal, 400),
+    "ext4-export": Harness(_ext4_export, seeds.ext4, 120),
+    "landing": Harness(_landing, seeds.landing, 120),
+    "iso9660": Harness(_iso9660, seeds.iso9660, 400),
+    "xz": Harness(_decompress, seeds.xz, 600),
+    "streams": Harness(_decompress, seeds.streams, 600),
+    "containers": Harness(_decompress, seeds.containers, 600),
+    "initramfs": Harness(_initramfs, seeds.initramfs, 800),
+    "attributes": Harness(_attributes, seeds.attributes, 1200, mend=seeds.mend_attributes),
+    "configtxt": Harness(_configtxt, seeds.configtxt, 600),
+    "cmdline": Harness(_cmdline, seeds.cmdline, 1000),
+    "catalogue": Harness(_catalogue, seeds.catalogue, 1000),
+    "sums": Harness(_sums, seeds.sums, 1000),
+    "tftp": Harness(_tftp, seeds.tftp, 1600, (packets.PacketError,)),
+    "nfs-channel": Harness(_channel, seeds.channel, 1000),
+    "nfs-calls": Harness(_rpc, calls, 1600),
 }
 """All of them by name."""
