@@ -14,7 +14,7 @@ import google_crc32c
 _SUPER = 1024
 
 
-def _crc(seed: int, *parts: bytes) -> int:
+def _crc(seed: int, *parts: bytes | bytearray | memoryview) -> int:
     """The kernel's crc32c, which is inverted at neither end."""
     value = seed ^ 0xFFFFFFFF
     for part in parts:

@@ -368,7 +368,7 @@ HARNESSES: dict[str, Harness] = {
     "ext4-export": Harness(_ext4_export, seeds.ext4, 120),
     "landing": Harness(_landing, seeds.landing, 120),
     "iso9660": Harness(_iso9660, seeds.iso9660, 400),
-    "xz": Harness(_decompress, seeds.xz, 600),
+    "xz": Harness(_decompress, seeds.xz, 600, mend=seeds.mend_xz),
     "streams": Harness(_decompress, seeds.streams, 600),
     "containers": Harness(_decompress, seeds.containers, 600),
     "initramfs": Harness(_initramfs, seeds.initramfs, 800),

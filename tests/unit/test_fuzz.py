@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -69,9 +70,10 @@ def test_time_memory_and_descriptors_are_bounded(monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as patched, pytest.raises(Finding, match="seconds"):
         patched.setattr("tests.fuzz.guard.SECONDS", 0.05)
         attempt(forever, b"x", ())
+    kept: list[Any] = []
     with pytest.raises(Finding, match="MiB of memory"):
-        attempt(lambda _: len(b"\1" * (64 << 20)) and None, b"", ())
-    kept = []
+        attempt(lambda data: kept.append(data * (64 << 20)), b"x", ())
+    kept.clear()
     with pytest.raises(Finding, match="1 descriptors"):
         attempt(lambda _: kept.append(open("/dev/null")), b"", ())  # noqa: SIM115
     kept[0].close()
