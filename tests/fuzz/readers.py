@@ -33,7 +33,7 @@ from netbootd.images.export import export_ext4, export_fat
 from netbootd.images.progress import Silent
 from netbootd.nfsd.kernel import caches, messages, procfs, protocol
 from netbootd.tftpd import options, packets
-from tests.fuzz import seeds
+from tests.fuzz import patching, seeds
 from tests.fuzz.ext4sums import mend_ext4
 from tests.fuzz.rpcserver import answer_calls, calls
 
@@ -375,6 +375,7 @@ HARNESSES: dict[str, Harness] = {
     "attributes": Harness(_attributes, seeds.attributes, 1200, mend=seeds.mend_attributes),
     "configtxt": Harness(_configtxt, seeds.configtxt, 600),
     "cmdline": Harness(_cmdline, seeds.cmdline, 1000),
+    "patches": Harness(patching.patch, patching.seeds, 300),
     "catalogue": Harness(_catalogue, seeds.catalogue, 1000),
     "sums": Harness(_sums, seeds.sums, 1000),
     "tftp": Harness(_tftp, seeds.tftp, 1600, (packets.PacketError,)),
