@@ -135,7 +135,7 @@ class Fat:
         if self.bits != 32:
             free = self._page[2:].count(0)
         else:
-            for first in range(0, self._end, _PAGE):
+            for first in range(2, self._end, _PAGE):  # the first two entries are of no cluster
                 table = array("I")
                 table.frombytes(self._window.read(self._fat + first * 4, min(_PAGE, self._end - first) * 4))
                 free += table.count(0)

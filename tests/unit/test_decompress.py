@@ -366,8 +366,29 @@ def test_a_zip_with_an_endless_directory_is_refused(tmp_path: Path) -> None:
     data[end:end] = bytes(8 * MIB)
     at = data.rindex(b"PK\x05\x06")
     struct.pack_into("<I", data, at + 12, 8 * MIB + struct.unpack_from("<I", data, at + 12)[0])
-    with pytest.raises(FormatError, match="absurdly"):
+    with pytest.raises(FormatError, match=r"^Unpacking zip: its directory is absurdly"):
         unpack(bytes(data), tmp_path)
+
+
+def changed_zip(where: bytes, offset: int, value: bytes) -> bytes:
+    """A zip with other bytes in its directory, counted from the last place of `where`."""
+    data = bytearray(zip_of(("disk.img", IMAGE)))
+    at = data.rindex(where) + offset
+    data[at : at + len(value)] = value
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        changed_zip(b"PK\x01\x02", 6, b"\x7f\0"),  # the version that is needed
+        changed_zip(b"PK\x01\x02", 28, b"\0\0\0\0\x08\0"),  # the lengths of the name, the extra field and the comment
+        changed_zip(b"PK\x05\x06", 16, b"\xff\xff\xff\x7f"),  # where the directory begins
+    ],
+)
+def test_a_zip_with_a_damaged_directory_is_refused(data: bytes, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"Unpacking zip: (?!Unpacking)"):
+        unpack(data, tmp_path)
 
 
 TARS = {
@@ -393,6 +414,15 @@ def test_a_sparse_tar_is_refused(kind: str, tmp_path: Path) -> None:
     data = run("tar", "-C", str(tmp_path), f"--format={kind}", "-Scf", "-", "disk.img")
     assert len(data) < MIB
     with pytest.raises(FormatError, match="sparse"):
+        unpack(data, tmp_path)
+
+
+def test_a_pax_record_with_an_endless_length_is_refused(tmp_path: Path) -> None:
+    record = b"1" * 6000 + b" path=disk.img\n"
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = tarfile.XHDTYPE, len(record)
+    data = info.tobuf(tarfile.USTAR_FORMAT) + record.ljust(6144, b"\0") + tar_of(("disk.img", IMAGE))
+    with pytest.raises(FormatError, match="extended header is damaged"):
         unpack(data, tmp_path)
 
 

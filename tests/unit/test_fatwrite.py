@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from netbootd.errors import FormatError
 from netbootd.formats.draft import Draft, Edit
+from netbootd.formats.fat import Fat
 from netbootd.formats.fatwrite import put_files
 from netbootd.formats.window import Window
 from tests.support.handmade_fat import HandMadeFat, folder_record, long_records, record
@@ -243,6 +244,18 @@ def test_only_the_active_table_is_written_where_there_is_no_mirroring(tmp_path: 
     reserved, table = int.from_bytes(before[14:16], "little") * 512, int.from_bytes(before[36:40], "little") * 512
     assert after[reserved : reserved + table] == before[reserved : reserved + table]
     assert after[reserved + table : reserved + 2 * table] != before[reserved + table : reserved + 2 * table]
+
+
+def test_a_fat32_without_the_marks_of_its_first_two_entries_counts_its_clusters(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    make(image, 32, 40 * MIB, "-s", 1)
+    with image.open("r+b") as stream:
+        window = Window.whole(stream.fileno())
+        used = Fat(window).used_bytes
+        stream.seek(int.from_bytes(window.read(14, 2), "little") * 512)
+        stream.write(bytes(8))
+        stream.flush()
+        assert Fat(window).used_bytes == used == 512
 
 
 def test_the_reserved_bits_of_a_fat32_entry_stay(tmp_path: Path) -> None:

@@ -212,6 +212,18 @@ def test_two_files_with_the_same_blocks_are_refused(plain: Path, tmp_path: Path)
         exported(window_of(target), tmp_path / "out")
 
 
+def test_two_stretches_for_the_same_place_in_a_file(plain: Path, tmp_path: Path) -> None:
+    """Only one of them can be there, and the image reads as it is all the same."""
+    block = int(block_of(plain, "first"))
+    fields = {0: 0x2F30A, 4: 2, 5: block, 6: 1, 7: 3, 8: block + 10}  # blocks 0 and 1, blocks 1 to 3
+    debugfs(plain, *(f"sif first block[{place}] {value}" for place, value in fields.items()), "unlink first")
+    disk = disk_of(plain, tmp_path / "disk")
+    target = landed(disk, tmp_path)
+    image = disk.read_bytes()
+    assert window_of(target).read(0, len(image)) == image
+    assert exported(window_of(target), tmp_path / "out") == reference(disk, tmp_path / "reference")
+
+
 def test_a_directory_in_the_blocks_of_a_file_reads_as_what_it_is(plain: Path, tmp_path: Path) -> None:
     """A nameless inode claims the top directory's block, which is read from where it landed."""
     debugfs(plain, f"sif first block[5] {block_of(plain, '')}", "unlink first")

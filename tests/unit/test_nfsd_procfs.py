@@ -86,7 +86,10 @@ def test_versions_of_old_and_new_kernels(text: str, expected: dict[Version, bool
 def test_other_texts_are_refused() -> None:
     with pytest.raises(HostError, match="not understood"):
         parse_versions("+3 four")
-    assert parse_ports("tcp 2049\nrdma 20049\nudp\n\n") == [Listener("tcp", "", 2049), Listener("rdma", "", 20049)]
+    assert parse_ports("tcp 2049\nrdma 20049\nudp\ntcp 204¹\n\n") == [
+        Listener("tcp", "", 2049),
+        Listener("rdma", "", 20049),
+    ]
 
 
 def test_words_for_versions() -> None:

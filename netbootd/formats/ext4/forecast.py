@@ -81,7 +81,7 @@ def inode_tables(superblock: Superblock, raw: bytes) -> list[InodeTable]:
 
 
 def stretches(superblock: Superblock, table: InodeTable, raw: bytes) -> Iterator[Stretch]:
-    """What the files of one inode table hold, in the order of their inodes.
+    """What the files of one inode table hold, in the order of their inodes; no two stretches are for the same bytes.
 
     :param raw: the table
     """
@@ -96,10 +96,14 @@ def stretches(superblock: Superblock, table: InodeTable, raw: bytes) -> Iterator
         magic, count, _, depth = _HEADER.unpack_from(area)
         if magic != _MAGIC or depth or count > _IN_INODE:
             continue
+        behind = 0  # what has been told of the file's content
         for place in range(12, 12 + 12 * count, 12):
             logical, blocks, high, low = _LEAF.unpack_from(area, place)
             block = low | high << 32
             offset = logical * block_size
             length = min(blocks * block_size, size - offset)
+            if offset < behind:
+                break  # two blocks in one place: the file couldn't have both
             if blocks <= _UNWRITTEN and length > 0 and superblock.first_data_block < block <= total - blocks:
+                behind = offset + length
                 yield Stretch(block * block_size, length, number, offset)

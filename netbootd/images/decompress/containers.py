@@ -6,13 +6,16 @@ it reads an extended header of any size into memory. Left out: sparse members, e
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from netbootd.errors import FormatError
+from netbootd.errors import FormatError, HostError
 from netbootd.formats.window import Window
 
 ZIP = b"PK\x03\x04"
@@ -22,6 +25,7 @@ _MEMBERS = 10_000
 _LONGEST = 64 << 10  # bytes of an extended header
 _DIRECTORY = 4 << 20  # bytes of a zip's directory
 _CHUNK = 1 << 20
+_ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, RuntimeError)
 
 
 def unzip(fd: int) -> tuple[int, Iterator[bytes]]:
@@ -29,12 +33,11 @@ def unzip(fd: int) -> tuple[int, Iterator[bytes]]:
 
     :param fd: the open archive, which stays the caller's
     :raises FormatError: damaged, encrypted, or not exactly one image in it
+    :raises HostError: the archive can't be read
     """
-    try:
+    with _told():
         archive = zipfile.ZipFile(_Bounded(fd, closefd=False))
-        members = [member for member in archive.infolist()[: _MEMBERS + 1] if not member.is_dir()]
-    except (zipfile.BadZipFile, ValueError, OverflowError, EOFError) as error:
-        raise _broken("zip", str(error)) from error
+    members = [member for member in archive.infolist()[: _MEMBERS + 1] if not member.filename.endswith("/")]
     chosen = members[_choose("zip", [member.filename for member in members])]
     if chosen.flag_bits & 1:
         raise _broken("zip", f"{chosen.filename!r} is encrypted", "Unpack it first.")
@@ -54,15 +57,27 @@ class _Bounded(io.FileIO):
         return super().read(size) or b""
 
 
+@contextmanager
+def _told(member: str = "") -> Iterator[None]:
+    """Tell of what the standard library trips over as of a fault of the archive."""
+    try:
+        yield
+    except FormatError:
+        raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is a place before the archive's beginning, or behind any end
+            raise HostError(f"Unpacking zip: {error.strerror}.") from error
+        raise _broken("zip", f"{member}something of it lies outside") from error
+    except _ZIP_FAULTS as error:
+        raise _broken("zip", f"{member}{error}") from error
+
+
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
     got = 0
-    try:
-        with archive.open(member) as stream:
-            while data := stream.read(_CHUNK):
-                got += len(data)
-                yield data
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, RuntimeError) as error:
-        raise _broken("zip", f"{member.filename!r}: {error}") from error
+    with _told(f"{member.filename!r}: "), archive.open(member) as stream:
+        while data := stream.read(_CHUNK):
+            got += len(data)
+            yield data
     if got != member.file_size:
         raise _broken("zip", f"{member.filename!r} is cut short")
 
@@ -164,7 +179,7 @@ def _pax(data: bytes) -> dict[str, str]:
     records: dict[str, str] = {}
     while data:
         number, _, _ = data.partition(b" ")
-        if not number.isdigit() or not len(number) < int(number) <= len(data) or len(number) > 6:
+        if not number.isdigit() or len(number) > 6 or not len(number) < int(number) <= len(data):
             raise _broken("tar", "an extended header is damaged")
         key, _, value = data[len(number) + 1 : int(number)].rstrip(b"\n").partition(b"=")
         records[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
