@@ -234,6 +234,22 @@ def test_a_unit_that_the_image_has_is_masked_and_no_other(ubuntu):
     assert not (system / "dphys-swapfile.service").is_symlink()
 
 
+def test_raspberry_pi_os_makes_no_swap_file_and_looks_for_no_card(ubuntu):
+    root = ubuntu[1]
+    units = {f"usr/lib/systemd/system/{name}": "[Unit]\n" for name in ("sshswitch.service", "rpi-resize.service")}
+    fill(root, {"usr/lib/systemd/system-generators/rpi-swap-generator": "", "etc/rpi/swap.conf": "[Main]\n", **units})
+    run(*ubuntu)
+    assert "\nMechanism=zram\n" in (root / "etc/rpi/swap.conf.d/90-netbootd.conf").read_text()
+    assert (root / "etc/rpi/swap.conf").read_text() == "[Main]\n"
+    for unit in ("sshswitch.service", "rpi-resize.service"):
+        assert os.readlink(root / "etc/systemd/system" / unit) == "/dev/null"
+
+
+def test_an_image_without_rpi_swap_gets_no_settings_for_it(ubuntu):
+    run(*ubuntu)
+    assert not (ubuntu[1] / "etc/rpi").exists()
+
+
 def test_the_address_is_kept_by_networkd_and_by_nobody_else(ubuntu):
     root = fill(
         ubuntu[1],

@@ -14,7 +14,6 @@ USELESS: dict[str, str] = {
     "resize2fs_once.service": "There is no file system to grow to a card's size.",
     "rpi-resize.service": "There is no file system to grow to a card's size.",
     "dphys-swapfile.service": "A swap file would lie in the memory that it is to relieve.",
-    "rpi-swap.service": "A swap file would lie in the memory that it is to relieve.",
     "swapfile.swap": "A swap file would lie in the memory that it is to relieve.",
     "apt-daily.timer": "Each node would fetch package lists at each boot, into memory.",
     "apt-daily-upgrade.timer": "Upgrades would go into memory, on each node, at each boot: they belong into the image.",
@@ -26,6 +25,7 @@ USELESS: dict[str, str] = {
     "rpi-eeprom-update.service": "It stages updates on the boot partition, which is not there.",
     "piboot-try-reboot.service": "It switches boot files on the boot partition, which is not there.",
     "piboot-try-validate.service": "It switches boot files on the boot partition, which is not there.",
+    "sshswitch.service": "It looks for a file on the boot partition, which is not there, and fails.",
     "userconfig.service": "It would ask for a user name on the console of each node at each boot.",
 }
 """Units that are masked where an image has them, and why."""
