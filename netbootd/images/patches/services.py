@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
+from netbootd.formats import fstab
 from netbootd.images.patches.tree import Tree
 
 _FOLDERS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 _MASKED = "/dev/null"
+
+_WHAT = re.compile(r"^What=(.*)$", re.MULTILINE)
 
 USELESS: dict[str, str] = {
     "fstrim.timer": "There is no disk to trim.",
@@ -50,3 +55,13 @@ def mask(tree: Tree, unit: str, why: str) -> None:
     """Mask a unit that the image has: nothing can start it."""
     if unit_exists(tree, unit):
         tree.symlink(f"{_FOLDERS[0]}/{unit}", _MASKED, why)
+
+
+def mask_disks(tree: Tree) -> None:
+    """Mask the units that mount or swap on a local disk: what fstab(5) is for, written as units."""
+    for folder in _FOLDERS:
+        for name in tree.names(folder):
+            if name.endswith((".mount", ".automount", ".swap")):
+                source = _WHAT.findall(tree.text(f"{folder}/{name.replace('.automount', '.mount')}"))
+                if source and fstab.is_disk(source[-1].strip()):
+                    mask(tree, name, "There is no local disk: the boot would wait for it.")

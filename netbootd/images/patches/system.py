@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from netbootd.formats import fstab
-from netbootd.images.patches.services import USELESS, mask, unit_exists
+from netbootd.images.patches.services import USELESS, mask, mask_disks, unit_exists
 from netbootd.images.patches.tree import Tree
 
 _FSTAB = "/etc/fstab"
@@ -119,6 +119,7 @@ def _file_systems(tree: Tree) -> None:
     if tree.is_there(_FSTAB):
         why = "There is no local disk: the boot would wait for its partitions."
         tree.write(_FSTAB, fstab.without_disks(tree.text(_FSTAB)), why)
+    mask_disks(tree)
 
 
 def _identity(tree: Tree) -> None:
