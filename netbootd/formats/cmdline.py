@@ -51,11 +51,15 @@ _LOCAL = {
         "resize",
     ),
     *("resume", "resume_offset", "noresume", "fastboot", "forcefsck", "fsckfix"),
+    # dracut waits for what these name (dracut.cmdline(7)), initramfs-tools for cryptdevice
+    *("rd.luks.uuid", "rd.luks.name", "rd.luks.partuuid", "rd.luks.serial", "rd.luks.key", "cryptdevice"),
+    *("rd.lvm.vg", "rd.lvm.lv", "rd.md.uuid", "rd.dm.uuid"),
 }
 # What an earlier preparation (by us or by hand) may have left: ours comes anew.
 _NETBOOT = {
     *("ip", "ip6", "bootif", "nfsroot", "netroot", "ds", "systemd.machine_id", "network_config"),
-    *("overlayroot", "overlayroot_cfgdisk", "netbootd.overlay", "rd.neednet", "rd.overlay"),
+    *("overlayroot", "overlayroot_cfgdisk", "netbootd.overlay", "rd.neednet", "rd.overlay", "nbdroot"),
+    "cloud_init",  # ``cloud-init=disabled``: it is what makes a node one's own
 }
 # Hooks that Raspberry Pi Imager and Raspberry Pi OS put in for the first boot, from the boot partition.
 _FIRST_BOOT = {"systemd.run", "systemd.run_success_action", "systemd.run_failure_action"}

@@ -25,6 +25,10 @@ def _is_local(line: str) -> bool:
     return (
         kind == "swap"
         or target in ("/", "none", "swap")  # the root is mounted by the initramfs; what has no place is swap
-        or bool(_TAG.match(source))
-        or (source.startswith("/dev/") and source not in _NO_DISK)
+        or is_disk(source)
     )
+
+
+def is_disk(source: str) -> bool:
+    """Whether this names a disk or partition: fstab's first field, or `What=` of a mount unit (systemd.mount(5))."""
+    return bool(_TAG.match(source)) or (source.startswith("/dev/") and source not in _NO_DISK)

@@ -63,7 +63,6 @@ def boots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Boot]]
                 listed = json.loads((generation / "image.json").read_text())["patches"]
                 patches = {patch["path"]: patch for patch in listed}
                 found[layout] = Boot(downloads[layout], report, patches, f"{SERVER}:{generation}/root")
-                print(layout, machine.uptime(), report.body)
                 machine.stop()
         yield found
 

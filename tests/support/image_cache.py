@@ -119,8 +119,10 @@ def locked(path: Path) -> Iterator[None]:
 
 def main(names: Sequence[str]) -> None:
     from tests.support.debian_server import server_image
+    from tests.support.layout_images import layouts_folder
 
     makers = {"tiny": tiny_image, "mini": mini_image, "server": server_image, "full": full_image}
+    makers |= {"layouts": layouts_folder}
     for name in names or makers:
         print(makers[name](), flush=True)
 

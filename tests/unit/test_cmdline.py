@@ -36,6 +36,16 @@ BASES = {
         "console=tty1 ip=dhcp root=/dev/nfs nfsroot=192.0.2.9:/x,v3 overlayroot=tmpfs ds=nocloud;s=http://x/ rw",
         "console=tty1",
     ),
+    "Raspberry Pi Imager's cloud-init": (
+        "console=tty1 root=PARTUUID=x rootwait resize cfg80211.ieee80211_regdom=GB ds=nocloud;i=rpi-imager-1764000000",
+        "console=tty1 cfg80211.ieee80211_regdom=GB",
+    ),
+    "a root over NBD": ("console=tty1 ip=dhcp nbdroot=192.0.2.9/x root=/dev/nbd0p2 rw", "console=tty1"),
+    "disks that dracut waits for": (
+        "root=/dev/vg/root rd.lvm.lv=vg/root rd.luks.uuid=1 rd.luks=0 rd.md.uuid=1:2 quiet",
+        "rd.luks=0 quiet",
+    ),
+    "cloud-init is not switched off": ("cloud-init=disabled quiet", "quiet"),
     "only the first line counts": ("console=tty1 root=/dev/sda\nignored=1\n", "console=tty1"),
     "a byte order mark and Windows": ("\ufeffconsole=tty1 rootwait\r\n", "console=tty1"),
     "what init gets stays": ("console=tty1 root=/dev/sda -- root=kept single", "console=tty1 -- root=kept single"),

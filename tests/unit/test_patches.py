@@ -234,6 +234,47 @@ def test_a_unit_that_the_image_has_is_masked_and_no_other(ubuntu):
     assert not (system / "dphys-swapfile.service").is_symlink()
 
 
+def test_raspberry_pi_os_makes_no_swap_file_and_looks_for_no_card(ubuntu):
+    root = ubuntu[1]
+    units = {f"usr/lib/systemd/system/{name}": "[Unit]\n" for name in ("sshswitch.service", "rpi-resize.service")}
+    fill(root, {"usr/lib/systemd/system-generators/rpi-swap-generator": "", "etc/rpi/swap.conf": "[Main]\n", **units})
+    run(*ubuntu)
+    assert "\nMechanism=zram\n" in (root / "etc/rpi/swap.conf.d/90-netbootd.conf").read_text()
+    assert (root / "etc/rpi/swap.conf").read_text() == "[Main]\n"
+    for unit in ("sshswitch.service", "rpi-resize.service"):
+        assert os.readlink(root / "etc/systemd/system" / unit) == "/dev/null"
+
+
+def test_units_that_mount_a_disk_are_masked_and_no_other(ubuntu):
+    etc, usr = ubuntu[1] / "etc/systemd/system", ubuntu[1] / "usr/lib/systemd/system"
+    fill(
+        etc,
+        {
+            "boot-efi.mount": "[Mount]\nWhat=/dev/disk/by-label/EFI\nWhere=/boot/efi\n",
+            "boot-efi.automount": "[Automount]\nWhere=/boot/efi\n",
+            "srv.mount": "[Mount]\nWhat=nas:/srv\nWhere=/srv\nType=nfs\n",
+        },
+    )
+    fill(
+        usr,
+        {
+            "var-swap.swap": "[Swap]\nWhat = x\nWhat=UUID=1234\n",
+            "dev-hugepages.mount": "[Mount]\nWhat=hugetlbfs\nWhere=/dev/hugepages\n",
+            "lost.automount": "[Automount]\nWhere=/lost\n",
+        },
+    )
+    run(*ubuntu)
+    for unit in ("boot-efi.mount", "boot-efi.automount", "var-swap.swap"):
+        assert os.readlink(etc / unit) == "/dev/null"
+    for unit in ("srv.mount", "dev-hugepages.mount", "lost.automount"):
+        assert not (etc / unit).is_symlink()
+
+
+def test_an_image_without_rpi_swap_gets_no_settings_for_it(ubuntu):
+    run(*ubuntu)
+    assert not (ubuntu[1] / "etc/rpi").exists()
+
+
 def test_the_address_is_kept_by_networkd_and_by_nobody_else(ubuntu):
     root = fill(
         ubuntu[1],

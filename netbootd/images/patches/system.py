@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from netbootd.formats import fstab
-from netbootd.images.patches.services import USELESS, mask, unit_exists
+from netbootd.images.patches.services import USELESS, mask, mask_disks, unit_exists
 from netbootd.images.patches.tree import Tree
 
 _FSTAB = "/etc/fstab"
@@ -31,6 +31,11 @@ network:
 growpart:
   mode: 'off'
 resize_rootfs: false
+"""
+_SWAP = """\
+# Written by netbootd: compressed memory alone, without the file of up to 2 GiB behind it.
+[Main]
+Mechanism=zram
 """
 _HOST_KEYS = """\
 # Written by netbootd: host keys of this machine's own, for this boot.
@@ -102,6 +107,10 @@ def apply(tree: Tree, *, cloud_init: bool) -> None:
     if tree.is_folder("/etc/systemd"):
         why = "The journal goes into memory once, and bounded; it would go there twice through the overlay."
         tree.write("/etc/systemd/journald.conf.d/50-netbootd.conf", _JOURNAL, why)
+    if tree.is_file("/usr/lib/systemd/system-generators/rpi-swap-generator"):
+        # Raspberry Pi OS since trixie; swap.conf(5) of rpi-swap
+        why = "A swap file would lie in the memory that it is to relieve."
+        tree.write("/etc/rpi/swap.conf.d/90-netbootd.conf", _SWAP, why)
     for unit, why in USELESS.items():
         mask(tree, unit, why)
 
@@ -110,6 +119,7 @@ def _file_systems(tree: Tree) -> None:
     if tree.is_there(_FSTAB):
         why = "There is no local disk: the boot would wait for its partitions."
         tree.write(_FSTAB, fstab.without_disks(tree.text(_FSTAB)), why)
+    mask_disks(tree)
 
 
 def _identity(tree: Tree) -> None:
