@@ -375,7 +375,7 @@ HARNESSES: dict[str, Harness] = {
     "attributes": Harness(_attributes, seeds.attributes, 1200, mend=seeds.mend_attributes),
     "configtxt": Harness(_configtxt, seeds.configtxt, 600),
     "cmdline": Harness(_cmdline, seeds.cmdline, 1000),
-    "patches": Harness(patching.patch, patching.seeds, 300),
+    "patches": Harness(patching.patch, patching.seeds, 100),
     "catalogue": Harness(_catalogue, seeds.catalogue, 1000),
     "sums": Harness(_sums, seeds.sums, 1000),
     "tftp": Harness(_tftp, seeds.tftp, 1600, (packets.PacketError,)),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from netbootd.errors import FormatError, HostError
-from netbootd.formats.ext4 import Ext4
+from netbootd.formats.ext4 import Ext4, forecast
 from netbootd.formats.window import Window
 from netbootd.images.decompress import LIMIT, decompress, landing
 from netbootd.images.decompress.landing import LandedWindow, LandingFile
@@ -254,6 +254,25 @@ def test_so_many_stretches_that_nothing_lands(
     target = landed(disks["default"], tmp_path)
     assert target.landed.size == 0
     assert exported(window_of(target), tmp_path / "out") == reference(disks["default"], tmp_path / "reference")
+
+
+def test_descriptors_that_lead_to_one_table_again_and_again(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is followed once, and only so many tables are: an image of zeros could have a quarter of a million."""
+    found, followed = forecast.inode_tables, []
+    monkeypatch.setattr(forecast, "inode_tables", lambda *given: found(*given) * 1000)
+    stretches = forecast.stretches
+    monkeypatch.setattr(forecast, "stretches", lambda *given: followed.append(given[1]) or stretches(*given))
+    disk = disk_of(plain, tmp_path / "disk")
+    target = landed(disk, tmp_path)
+    assert len(followed) == 1
+    assert target.landed.size > 300_000
+    image = disk.read_bytes()
+    assert window_of(target).read(0, len(image)) == image
+    target.landed.close()
+    monkeypatch.setattr(landing, "_TABLES", 0)
+    assert landed(disk, tmp_path).landed.size == 0
 
 
 def test_too_little_room_is_told_before_the_content_comes(

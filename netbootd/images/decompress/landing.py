@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +30,7 @@ TABLE = 64 << 10
 """Bytes from the image's start that have to be there before its partition table is read."""
 
 _MOST = 500_000  # stretches that are kept in memory, 200 bytes each; an image with more is spread out elsewhere
+_TABLES = 4096  # that are followed: 512 GiB in groups of 4 KiB blocks, 32 GiB in groups of 1 KiB blocks
 _TOGETHER = 64  # inodes whose files share a folder
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PUT = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -51,6 +52,10 @@ class _Watch(NamedTuple):
     start: int
     end: int
     then: Callable[[], None]
+
+
+def _end_of(watch: _Watch) -> int:
+    return watch.end
 
 
 def _name(inode: int) -> bytes:
@@ -236,7 +241,7 @@ class LandingFile(SparseFile):
         super().__init__(folder, limit)
         self._knowing = threading.Lock()
         self._there: list[tuple[int, int]] = []  # what has come of the image: (start, end), in order, apart
-        self._watches: list[_Watch] = [_Watch(0, TABLE, self._see_table)]
+        self._watches: list[_Watch] = [_Watch(0, TABLE, self._see_table)]  # by their ends
         self._plan: tuple[list[int], list[_Stretch]] = ([], [])
 
     def write(self, position: int, data: bytes) -> None:
@@ -289,17 +294,22 @@ class LandingFile(SparseFile):
         with self._knowing:
             apart = [each for each in self._there if each[1] < start or each[0] > end]
             joined = [each for each in self._there if each[1] >= start and each[0] <= end]
-            start, end = min([start, *(each[0] for each in joined)]), max([end, *(each[1] for each in joined)])
-            self._there = sorted([*apart, (start, end)])
-            while due := next((watch for watch in self._watches if self._has(watch)), None):
-                self._watches.remove(due)
-                due.then()
-
-    def _has(self, watch: _Watch) -> bool:
-        return any(start <= watch.start and watch.end <= end for start, end in self._there)
+            first, last = min([start, *(each[0] for each in joined)]), max([end, *(each[1] for each in joined)])
+            self._there = sorted([*apart, (first, last)])
+            # What waits for something before the new bytes, or behind all there is, waits on.
+            low = bisect_right(self._watches, start, key=_end_of)
+            ending = self._watches[low : bisect_right(self._watches, last, key=_end_of)]
+            self._watches[low : low + len(ending)] = [watch for watch in ending if watch.start < first]
+            for watch in ending:
+                if watch.start >= first:
+                    watch.then()
 
     def _wait(self, start: int, length: int, then: Callable[[], None]) -> None:
-        self._watches.append(_Watch(start, start + length, then))
+        """Do something once these bytes are there: now, if they are."""
+        if any(first <= start and start + length <= last for first, last in self._there):
+            then()
+        else:
+            insort(self._watches, _Watch(start, start + length, then), key=_end_of)
 
     def _read(self, start: int, length: int) -> bytes:
         """What has come of the image, zeros for what is a hole."""
@@ -327,19 +337,27 @@ class LandingFile(SparseFile):
 
     def _see_descriptors(self, root: Partition, superblock: Superblock) -> None:
         start, length = forecast.descriptors(superblock)
-        for table in forecast.inode_tables(superblock, self._read(root.offset + start, length)):
-            self._wait(root.offset + table.start, table.length, self._reader(root, superblock, table))
+        tables = sorted(forecast.inode_tables(superblock, self._read(root.offset + start, length)))
+        behind = 0
+        for table in tables[:_TABLES]:
+            if table.start >= behind:  # each byte is read as an inode once, whatever the descriptors say
+                behind = table.start + table.length
+                self._wait(root.offset + table.start, table.length, self._reader(root, superblock, table))
 
     def _reader(self, root: Partition, superblock: Superblock, table: forecast.InodeTable) -> Callable[[], None]:
         def see() -> None:
             raw = self._read(root.offset + table.start, table.length)
-            told = [
+            told = sorted(
                 _Stretch(root.offset + start, length, inode, offset)
                 for start, length, inode, offset in forecast.stretches(superblock, table, raw)
-            ]
-            plan = sorted([*self._plan[1], *told])
-            if len(plan) <= _MOST:
-                self._plan = ([stretch.start for stretch in plan], plan)
+            )
+            starts, plan = self._plan
+            if told and len(plan) + len(told) <= _MOST:
+                # What a table tells of lies together, mostly: the rest is copied, and not sorted anew.
+                low, high = bisect_left(starts, told[0].start), bisect_right(starts, told[-1].start)
+                middle = sorted([*plan[low:high], *told])
+                between = [stretch.start for stretch in middle]
+                self._plan = ([*starts[:low], *between, *starts[high:]], [*plan[:low], *middle, *plan[high:]])
 
         return see
 
