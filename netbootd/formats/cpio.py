@@ -6,6 +6,7 @@ counts: headers of 110 bytes in hexadecimal, name and data padded to four bytes,
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ MAGICS = (b"070701", b"070702")
 
 TRAILER = "TRAILER!!!"
 _HEADER = 110
+_DIGITS = re.compile(rb"[0-9A-Fa-f]*")
 _NAME_LIMIT = 4096
 _CHUNK = 1 << 20
 
@@ -42,10 +44,9 @@ def read(take: Callable[[int], bytes], wanted: Callable[[str, int], bool]) -> It
         header = take(_HEADER)
         if len(header) < _HEADER or header[:6] not in MAGICS:
             raise FormatError("Reading an initramfs: its cpio archive is broken or cut short.")
-        try:
-            fields = [int(header[at : at + 8], 16) for at in range(6, _HEADER, 8)]
-        except ValueError:
-            raise FormatError("Reading an initramfs: a header of its cpio archive is not hexadecimal.") from None
+        if not _DIGITS.fullmatch(header, 6):  # int() would take a sign, and sizes below zero with it
+            raise FormatError("Reading an initramfs: a header of its cpio archive is not hexadecimal.")
+        fields = [int(header[at : at + 8], 16) for at in range(6, _HEADER, 8)]
         mode, size, name_size = fields[1], fields[6], fields[11]
         if not 0 < name_size <= _NAME_LIMIT:
             raise FormatError(f"Reading an initramfs: a name of {name_size} bytes in its cpio archive.")

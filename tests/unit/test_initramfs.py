@@ -208,3 +208,13 @@ _PACKED = {
     packer: PACKERS[packer](cpio.write([Member("a", 0o100644, b"some data " * 20 + bytes(range(256)) * 2)]))
     for packer in ("lz4", "lzo")
 }
+
+
+@pytest.mark.parametrize("field", range(13))
+@pytest.mark.parametrize("number", [b"-0000001", b"-8000000", b"+0000001", b" 0000001", b"0_000001", b"0x000001"])
+def test_a_header_has_digits_only(field, number):
+    archive = bytearray(cpio.write([Member("init", 0o100755, b"#!"), Member("later", 0o100644, b"")]))
+    archive[6 + 8 * field : 14 + 8 * field] = number
+    contents = look(bytes(archive))
+    assert "not hexadecimal" in contents.unread
+    assert not contents.members
