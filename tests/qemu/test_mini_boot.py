@@ -22,6 +22,8 @@ STRANGER = Board("stranger", "10000000a1b2c3d7", "2c:cf:67:00:00:04")
 REBOOTED = Board("rebooted", "10000000a1b2c3d8", "dc:a6:32:00:00:05")
 READER = Board("reader", "10000000a1b2c3d9", "dc:a6:32:00:00:06")
 
+RACK = [Board(f"rack-{n}", f"10000000a1b2c4{n:02x}", f"dc:a6:32:00:01:{n:02x}") for n in range(10)]
+
 PAYLOAD = "var/lib/random.bin"
 CONFIG = f"""
 [defaults]
@@ -124,6 +126,23 @@ def test_a_stranger_is_served_the_default_image(rack: Rack, image: DiskImage) ->
     status = rack.netbootd.status()[STRANGER.id]
     assert status["stage"] == "ready"
     assert f"META local-hostname: {status['name']}" in report.body
+
+
+def test_a_rack_is_switched_on(rack: Rack, image: DiskImage) -> None:
+    """Ten at once, from the first DHCP message to phone-home, on the two cores that the server has as well."""
+    downloads = rack.download_all(RACK)
+    machines = [rack.start(download, memory=256) for download in downloads]
+    for board, machine in zip(RACK, machines, strict=True):
+        report = rack.reports(machine, board.mac, 1, timeout=300)[-1]
+        machine.stop()
+        assert report.field("NFS") == "mounted"
+        assert report.field("DIGEST") == image.root_file(PAYLOAD)["sha256"]
+        assert report.field("PHONE") == "ok"
+    status = rack.netbootd.status()
+    assert {status[board.id]["stage"] for board in RACK} == {"ready"}
+    assert len({status[board.id]["address"] for board in RACK}) == len(RACK)
+    sent = [event for event in rack.netbootd.events() if event["serial"] in {board.id for board in RACK}]
+    assert {event["outcome"] for event in sent} <= {"ok", "miss", "probe"}
 
 
 def test_a_proxy_dhcp_beside_a_router_that_knows_nothing(
