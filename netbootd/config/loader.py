@@ -227,6 +227,7 @@ def _nfs(table: Table) -> NfsConfig:
         backend=cast(NfsBackend, backend),
         port=table.get("port", values.port, defaults.port),
         portmap_port=table.get("portmap_port", values.port_or_off, defaults.portmap_port),
+        secure=table.get("secure", values.flag, defaults.secure),
     )
     table.finish()
     return nfs

@@ -63,11 +63,12 @@ class HttpConfig:
 
 @dataclass(frozen=True, slots=True)
 class NfsConfig:
-    """``[nfs]``. `portmap_port` None: no portmapper."""
+    """``[nfs]``. `portmap_port` None: no portmapper. `secure`: calls from reserved ports alone."""
 
     backend: NfsBackend = "auto"
     port: int = 2049
     portmap_port: int | None = 111
+    secure: bool = False
 
 
 @dataclass(frozen=True, slots=True)

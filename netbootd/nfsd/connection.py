@@ -77,12 +77,14 @@ class _Segment:
 class Connection:
     """Serves one accepted socket until the peer, a fault or `close` ends it."""
 
-    def __init__(self, shared: Shared, sock: socket.socket, address: str, local: str, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, shared: Shared, sock: socket.socket, peer: tuple[str, int], local: str, dispatcher: Dispatcher
+    ) -> None:
         self._shared = shared
         self._loop = shared.loop
         self._socket = sock
         self._fd = sock.fileno()
-        self.address = address
+        self.address, self._port = peer
         self._local = local
         self._dispatcher = dispatcher
         self._records = Records(RECORD_LIMIT)
@@ -217,7 +219,7 @@ class Connection:
 
     def _answer(self, call: bytes, received: float) -> None:
         self._shared.counters.calls += 1
-        caller = Caller(self.address, self._local, received)
+        caller = Caller(self.address, self._local, received, port=self._port)
         reply = self._dispatcher.answer(call, caller)
         if reply is None:
             return

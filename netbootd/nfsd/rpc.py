@@ -34,6 +34,9 @@ RPC_MISMATCH = struct.pack(">5I", _REPLY, 1, 0, 2, 2)
 AUTH_BADCRED = struct.pack(">4I", _REPLY, 1, 1, 1)
 AUTH_REJECTEDCRED = struct.pack(">4I", _REPLY, 1, 1, 2)
 AUTH_BADVERF = struct.pack(">4I", _REPLY, 1, 1, 3)
+AUTH_TOOWEAK = struct.pack(">4I", _REPLY, 1, 1, 5)
+RESERVED_PORTS = 1024
+"""Ports below this one only a privileged process can send from (IPPORT_RESERVED of netinet/in.h)."""
 
 _MAX_AUTH = 400  # RFC 5531, section 8.2: the body of a credential or verifier
 _MAX_MACHINE_NAME = 255
@@ -132,13 +135,14 @@ def parse_auth_sys(body: bytes) -> Credential:
 
 @dataclass(slots=True)
 class Caller:
-    """Who calls: the peer's address, the address and port of ours that it asked, its credential, when (monotonic)."""
+    """Who calls: the peer's address, the address of ours that it asked, when (monotonic), its credential, its port."""
 
     address: str
     local: str
     received: float
     credential: Credential = field(default=ANONYMOUS)
     datagram: bool = False
+    port: int = 0
 
 
 class Later:
@@ -168,10 +172,15 @@ class Reply:
 
 
 class Dispatcher:
-    """Answers records with the procedures of some programs. It never raises for what a peer sent."""
+    """Answers records with the procedures of some programs. It never raises for what a peer sent.
 
-    def __init__(self, programs: Iterable[Program]) -> None:
+    :param refused: told of every call from a port that is not reserved, which is then refused, but for procedure 0,
+        which asks for nothing; None: such calls are answered
+    """
+
+    def __init__(self, programs: Iterable[Program], *, refused: Callable[[Caller], None] | None = None) -> None:
         self._programs = {program.number: program.versions for program in programs}
+        self._refused = refused
         self._credentials: dict[bytes, Credential] = {}
 
     def answer(self, call: bytes, caller: Caller) -> Reply | None:
@@ -189,6 +198,9 @@ class Dispatcher:
             return None
         if rpc_version != 2:
             return Reply(head, RPC_MISMATCH)
+        if self._refused is not None and procedure and caller.port >= RESERVED_PORTS:
+            self._refused(caller)
+            return Reply(head, AUTH_TOOWEAK)  # "rejected for security reasons" (RFC 5531, section 9)
         position = 32 + length + (-length & 3)
         if length > _MAX_AUTH or position > len(call):
             return Reply(head, AUTH_BADCRED)

@@ -26,7 +26,7 @@ from netbootd.nfsd.files import OpenFiles
 from netbootd.nfsd.listeners import open_tcp, open_tcp_and_udp, plain
 from netbootd.nfsd.mount import MOUNT_PROGRAM, MOUNT_V3, ExportTable, MountV3, OnMount
 from netbootd.nfsd.portmap import IPPROTO_TCP, IPPROTO_UDP, PORTMAP_PROGRAM, Mapping, PortMapper
-from netbootd.nfsd.rpc import Dispatcher, Program
+from netbootd.nfsd.rpc import Caller, Dispatcher, Program
 from netbootd.nfsd.v3 import NFS_PROGRAM, NFS_V3, NfsV3
 from netbootd.nfsd.workers import Workers
 
@@ -65,7 +65,8 @@ class Limits:
 class NfsSettings:
     """Where to listen, and who may ask.
 
-    `port` carries NFS, NFSACL and MOUNT; `mount_port` gives MOUNT a port of its own beside it (None: none). Port 0 is
+    `secure` takes calls from reserved ports alone, as the option of that name does in exports(5). `port` carries NFS,
+    NFSACL and MOUNT; `mount_port` gives MOUNT a port of its own beside it (None: none). Port 0 is
     any free one. `portmap_port` None leaves the port mapper out. Sockets that are handed in, bound and listening, are
     used instead of opening the ports they stand for; `portmap_sockets` may hold UDP ones.
     """
@@ -75,6 +76,7 @@ class NfsSettings:
     mount_port: int | None = None
     portmap_port: int | None = 111
     allow: Callable[[str], bool] = _anybody
+    secure: bool = False
     limits: Limits = field(default_factory=Limits)
     sockets: Sequence[socket.socket] = ()
     mount_sockets: Sequence[socket.socket] = ()
@@ -222,12 +224,12 @@ class EmbeddedServer:
         self._shared = Shared(loop, trees, files, Workers(loop, limits.threads, "nfs-read"), self._forget)
         mounts = self._mount_program(trees).program()
         programs = [NfsV3(trees).program(), NfsAclV3(trees).program(), mounts]
-        self._listen(nfs, programs)
-        self._listen(mount, [mounts])
+        self._listen(nfs, programs, secure=self._settings.secure)
+        self._listen(mount, [mounts], secure=self._settings.secure)
         if portmap and portmap_port is not None:
             both = [Mapping(PORTMAP_PROGRAM, v, p, portmap_port) for v in (2, 3, 4) for p in (IPPROTO_TCP, IPPROTO_UDP)]
             program = PortMapper([*both, *mappings]).program()
-            self._listen([sock for sock in portmap if sock.type == socket.SOCK_STREAM], [program])
+            self._listen([sock for sock in portmap if sock.type == socket.SOCK_STREAM], [program], secure=False)
             for sock in portmap:
                 if sock.type == socket.SOCK_DGRAM:
                     server = DatagramServer(loop, sock, Dispatcher([program]), self._settings.allow)
@@ -248,9 +250,9 @@ class EmbeddedServer:
         _log.info("at most %d NFS connections: this process may have few descriptors", self._max_connections)
         return open_files
 
-    def _listen(self, sockets: Sequence[socket.socket], programs: Sequence[Program]) -> None:
+    def _listen(self, sockets: Sequence[socket.socket], programs: Sequence[Program], *, secure: bool) -> None:
         loop = asyncio.get_running_loop()
-        dispatcher = Dispatcher(programs)
+        dispatcher = Dispatcher(programs, refused=self._refused_port if secure else None)
         for sock in sockets:
             self._listeners.append(sock)
             loop.add_reader(sock.fileno(), self._accept, sock, dispatcher)
@@ -269,14 +271,15 @@ class EmbeddedServer:
                 loop.remove_reader(listener.fileno())
                 loop.call_later(_PAUSE_SECONDS, self._resume, listener, dispatcher)
                 return
-            self._welcome(sock, plain(peer[0]), dispatcher)
+            self._welcome(sock, (plain(peer[0]), int(peer[1])), dispatcher)
 
     def _resume(self, listener: socket.socket, dispatcher: Dispatcher) -> None:
         if listener in self._listeners:
             asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener, dispatcher)
 
-    def _welcome(self, sock: socket.socket, address: str, dispatcher: Dispatcher) -> None:
+    def _welcome(self, sock: socket.socket, peer: tuple[str, int], dispatcher: Dispatcher) -> None:
         assert self._shared is not None
+        address = peer[0]
         if not self._settings.allow(address):
             self._refuse(sock, address, "it is not among the allowed addresses")
             return
@@ -296,18 +299,29 @@ class EmbeddedServer:
             sock.close()
             return
         self._shared.counters.connections += 1
-        self._connections[Connection(self._shared, sock, address, local, dispatcher)] = None
+        self._connections[Connection(self._shared, sock, peer, local, dispatcher)] = None
 
     def _refuse(self, sock: socket.socket, address: str, why: str) -> None:
         assert self._shared is not None
         sock.close()
         self._shared.counters.refused += 1
+        self._warn(address, f"an NFS connection from {address} was refused: {why}")
+
+    def _refused_port(self, caller: Caller) -> None:
+        self._warn(
+            caller.address,
+            f"NFS calls from {caller.address} are refused: they come from port {caller.port}, and [nfs] secure takes"
+            " those from ports below 1024 alone",
+        )
+
+    def _warn(self, address: str, message: str) -> None:
+        """Log it, unless this address has had its warning a moment ago."""
         now = time.monotonic()
         if now - self._warned.get(address, -_WARNING_SECONDS) >= _WARNING_SECONDS:
             if len(self._warned) >= _WARNED_KEPT:
                 self._warned.clear()
             self._warned[address] = now
-            _log.warning("an NFS connection from %s was refused: %s", address, why)
+            _log.warning("%s", message)
 
     def _evict(self) -> bool:
         """Make room by ending the connection that has been idle for longest, if any has been for a while."""

@@ -31,11 +31,12 @@ class PrivilegedService:
 
     def __init__(self, read: Callable[[], Config], layout: Layout, path: Path, user: str) -> None:
         self._read = read
-        self._server = read().server
+        config = read()
+        self._server = config.server
         self._allowed = AllowedPeers(self._server.allow, self._server.interface)
         exports = GenerationExports(Generations(layout))
         clients = Clients(self._allowed, self._networks)
-        self._nfs = KernelNfs(exports.all, layout.images, clients, path.parent)
+        self._nfs = KernelNfs(exports.all, layout.images, clients, path.parent, secure=config.nfs.secure)
         self._part = Part(self._nfs, path, *_ids(user))
 
     def run(self) -> None:

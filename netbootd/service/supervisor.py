@@ -275,6 +275,7 @@ class Service:
                 mount_port=options.mount_port,
                 portmap_port=None if portmap_port in ("off", None) else int(portmap_port),
                 allow=self._allowed,
+                secure=config.secure,
                 sockets=inherited.get("nfs", ()),
                 portmap_sockets=() if portmap_port in ("off", None) else inherited.get("portmap", ()),
             ),
@@ -314,6 +315,7 @@ class Service:
             mount_port=self._options.mount_port,
             portmap_port=None if off else int(portmap_port or 0),
             allow=self._allowed,
+            secure=self._config.nfs.secure,
             portmap_sockets=() if off else inherited.get("portmap", ()),
         )
         server = KernelServer(GenerationExports(self._generations), settings, self._mounted)

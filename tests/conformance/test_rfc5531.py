@@ -44,6 +44,28 @@ async def client(running: Running) -> AsyncIterator[Client]:
         yield client
 
 
+async def test_a_port_of_any_process_is_too_weak_where_that_is_wanted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RFC 5531, section 9: AUTH_TOOWEAK, "rejected for security reasons"; for every program but the port mapper."""
+    async with serving(tmp_path, secure=True, mount_port=0, portmap_port=0) as running:
+        ports = running.server.ports
+        for port in (ports.port, ports.mount_port):
+            async with await Client.connect(port) as client:
+                assert client.writer.get_extra_info("sockname")[1] >= 1024
+                for program, procedure in ((nfs.NFS, nfs.GETATTR), (nfs.NFSACL, 1), (nfs.MOUNT, 1), (nfs.MOUNT, 5)):
+                    for who in (auth_sys(), auth_sys(1000, 1000), auth_none()):
+                        call = call_record(program, 3, procedure, opaque(bytes(tmp_path)), who)
+                        assert await client.outcome(call) == Denied((1, 5))
+                assert await client.outcome(call_record(nfs.MOUNT, 3, 0)) == SUCCESS  # asks whether it is there
+        assert caplog.text.count("[nfs] secure") == 1  # not once a call
+        assert not running.mounts
+        assert ports.portmap_port is not None
+        async with await Client.connect(ports.portmap_port) as client:
+            asked = await client.call(nfs.PORTMAP, 2, 3, u32(nfs.NFS, 3, nfs.TCP, 0))
+            assert asked.u32() == ports.port
+
+
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("cut", [0, 1, 4, 20, len(NULL) - 1])
 async def test_fragments_and_packets_of_any_size(client: Client, step: int, cut: int) -> None:

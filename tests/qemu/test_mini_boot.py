@@ -24,6 +24,8 @@ REBOOTED = Board("rebooted", "10000000a1b2c3d8", "dc:a6:32:00:00:05")
 READER = Board("reader", "10000000a1b2c3d9", "dc:a6:32:00:00:06")
 LOOKER = Board("looker", "10000000a1b2c3da", "dc:a6:32:00:00:07")
 
+RACK = [Board(f"rack-{n}", f"10000000a1b2c4{n:02x}", f"dc:a6:32:00:01:{n:02x}") for n in range(10)]
+
 PAYLOAD = "var/lib/random.bin"
 KINDS = {1: "fifo", 2: "char", 4: "dir", 6: "block", 8: "file", 10: "link", 12: "sock"}
 CONFIG = f"""
@@ -168,6 +170,23 @@ def test_a_root_made_without_privileges_is_what_is_in_the_image(rack: Rack, imag
             if row["type"] == "file":
                 assert int(size) == row["size"], row
     assert compared == set(KINDS.values()) and len(seen) > 1000
+
+
+def test_a_rack_is_switched_on(rack: Rack, image: DiskImage) -> None:
+    """Ten at once, from the first DHCP message to phone-home, on the two cores that the server has as well."""
+    downloads = rack.download_all(RACK)
+    machines = [rack.start(download, memory=256) for download in downloads]
+    for board, machine in zip(RACK, machines, strict=True):
+        report = rack.reports(machine, board.mac, 1, timeout=300)[-1]
+        machine.stop()
+        assert report.field("NFS") == "mounted"
+        assert report.field("DIGEST") == image.root_file(PAYLOAD)["sha256"]
+        assert report.field("PHONE") == "ok"
+    status = rack.netbootd.status()
+    assert {status[board.id]["stage"] for board in RACK} == {"ready"}
+    assert len({status[board.id]["address"] for board in RACK}) == len(RACK)
+    sent = [event for event in rack.netbootd.events() if event["serial"] in {board.id for board in RACK}]
+    assert {event["outcome"] for event in sent} <= {"ok", "miss", "probe"}
 
 
 def test_a_proxy_dhcp_beside_a_router_that_knows_nothing(

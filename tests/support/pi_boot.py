@@ -216,17 +216,32 @@ def ask_dhcp(interface: str, mac: bytes, serial: str, revision: int, wait: float
             boot = boot or (lease if lease and lease.tftp_server else None)
             for r in offers:
                 log(f"offer of {r.sender}: address {r.address}, TFTP {r.tftp_server or '-'}, for a Pi {r.is_for_pi}")
-            if lease and boot:
+            if lease and boot and _acknowledged(sock, xid, mac, lease, options, log):
                 break
         else:
             raise BootError("no lease, or no offer that names a TFTP server")
-        request = {53: b"\3", 50: socket.inet_aton(lease.address), 54: lease.options.get(54, bytes(4))}
-        _send_dhcp(sock, xid, mac, {**request, **options})
-        if not _replies(sock, xid, mac, 5, 4, lambda found: any(r.address == lease.address for r in found)):
-            raise BootError("the DHCP server did not acknowledge")
     mask = lease.options.get(1, b"\xff\xff\xff\0")
     length = int.from_bytes(mask).bit_count()
     return Lease(lease.address, length, boot.tftp_server, lease.sender, boot.sender, boot is not lease)
+
+
+def _acknowledged(
+    sock: socket.socket,
+    xid: int,
+    mac: bytes,
+    lease: _Reply,
+    options: dict[int, bytes],
+    log: Callable[[str], None],
+) -> bool:
+    """Ask for an address that was offered. If not, one begins anew (RFC 2131, section 3.1, step 5): of boards that are
+    switched on together two may be offered the same one, and only the first to ask has it.
+    """
+    request = {53: b"\3", 50: socket.inet_aton(lease.address), 54: lease.options.get(54, bytes(4))}
+    _send_dhcp(sock, xid, mac, {**request, **options})
+    if _replies(sock, xid, mac, 5, 4, lambda found: any(r.address == lease.address for r in found)):
+        return True
+    log(f"{lease.address} was not acknowledged")
+    return False
 
 
 def _enough_to_boot(offers: list[_Reply]) -> bool:

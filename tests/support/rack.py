@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -82,9 +84,22 @@ class Rack:
 
     def download(self, board: Board, *, prefix: str = "serial") -> Download:
         """Switch a board on and let it fetch all that it boots from. `prefix`: its EEPROM's TFTP_PREFIX."""
+        self._plug_in(board)
+        return self._fetch(board, prefix)
+
+    def download_all(self, boards: Sequence[Board]) -> list[Download]:
+        """Switch boards on at the same time."""
+        for board in boards:
+            self._plug_in(board)
+        with ThreadPoolExecutor(len(boards)) as pool:
+            return list(pool.map(self._fetch, boards))
+
+    def _plug_in(self, board: Board) -> None:
         if board not in self._clients:
             self._clients[board] = self.lab.client(board.name)
         self._boots[board] += 1
+
+    def _fetch(self, board: Board, prefix: str = "serial") -> Download:
         out = self.lab.folder / f"{board.name}-{self._boots[board]}"
         argv: list[Argument] = [sys.executable, "-m", "tests.support.pi_boot", out, "--dhcp", "br0", "--prefix", prefix]
         player = [*argv, "--serial", board.serial, "--mac", board.mac]

@@ -39,6 +39,7 @@ seed_tokens = false
 backend = "auto"
 port = 2049
 portmap_port = 111
+secure = false
 [dhcp]
 mode = "off"
 [defaults]
@@ -136,6 +137,7 @@ def test_the_defaults_are_the_contracts():
     )
     assert (config.http.port, config.http.seed_tokens) == (80, False)
     assert (config.nfs.backend, config.nfs.port, config.nfs.portmap_port) == ("auto", 2049, 111)
+    assert config.nfs.secure is False
     assert (config.dhcp.mode, config.defaults.user, config.defaults.unknown_nodes) == ("off", "ubuntu", "serve")
     assert (config.defaults.image, config.defaults.boot_files, config.images, config.nodes) == ("", (), (), ())
     assert [path.name for path in config.defaults.cloud_init] == ["base", "netboot"]
@@ -301,6 +303,7 @@ ONE_FAULT = [
     ("[tftp]\nmax_windowsize = 0", "from 1 to 65535"),
     ('[nfs]\nbackend = "embeded"', '"auto", "kernel", "embedded", "off"'),
     ('[nfs]\nportmap_port = "on"', 'or "off"'),
+    ('[nfs]\nsecure = "yes"', "neither true nor false"),
     ('[dhcp]\nmode = "proxy"', "not in this version"),
     ('[dhcp]\nmode = "full"', 'not one of "off"'),
     ('[defaults]\nuser = "root"', "root"),

@@ -26,6 +26,7 @@ max_blksize = 1024
 seed_tokens = true
 [nfs]
 portmap_port = "off"
+secure = true
 [defaults]
 image = "b"
 unknown_nodes = "refuse"

@@ -127,6 +127,18 @@ def test_nfs4_sees_nothing_but_the_way(live: Live) -> None:
     assert book.at(path + b"/etc") is None and book.at(b"/etc") is None
 
 
+def test_ports_that_calls_may_come_from(live: Live) -> None:
+    """As exports(5) has it: without ``secure`` from any, with it from those below 1024 alone, for every export."""
+    path = live.add("0123456789abcdef")
+    for secure in (False, True):
+        book = ExportBook(lambda: live.exports, secure=secure)
+        book.refresh()
+        for place in (b"/", path.rpartition(b"/")[0], path):
+            grant = book.at(place)
+            assert grant is not None
+            assert bool(grant.flags & Flag.INSECURE_PORT) is not secure
+
+
 def test_a_root_that_is_a_link_is_exported_where_it_leads(live: Live, tmp_path: Path) -> None:
     real = live.add("0123456789abcdef")
     (tmp_path / "link").symlink_to(tmp_path / "images")

@@ -311,6 +311,11 @@ def test_the_table_of_mountd_holds_ours_and_others(tmp_path: Path, etab: Path) -
     etab.write_text(ETAB_OTHERS)  # somebody's exportfs -r
     kept.reconcile()
     assert len(etab.read_text().splitlines()) == 2 + 4
+    assert all(",insecure," in line for line in etab.read_text().splitlines()[2:])
+    Exportfs(ExportBook(lambda: exports, secure=True), lambda: networks, ours, etab).reconcile()
+    assert len(etab.read_text().splitlines()) == 2 + 4  # replaced: a process that died had left the others
+    assert all(",secure," in line for line in etab.read_text().splitlines()[2:])
+    kept.reconcile()
     gone = exports.pop()
     kept.reconcile()
     assert os.fsdecode(gone.path) not in etab.read_text() and len(etab.read_text().splitlines()) == 2 + 2

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from netbootd.model.export import Export
 from netbootd.nfsd.kernel.caches import ROOT_TREE, WAY, Flag, Grant
@@ -22,10 +23,13 @@ class ExportBook:
     """The grants of this moment, by path and by fsid.
 
     :param exports: gives the live exports
+    :param secure: grant them to calls from reserved ports alone
     """
 
-    def __init__(self, exports: Callable[[], Iterable[Export]]) -> None:
+    def __init__(self, exports: Callable[[], Iterable[Export]], *, secure: bool = False) -> None:
         self._exports = exports
+        self.secure = secure
+        self._ports = Flag(0) if secure else Flag.INSECURE_PORT
         self._grants: dict[bytes, Grant] = {}
         self._by_export: dict[tuple[str, str], Grant] = {}
 
@@ -37,6 +41,7 @@ class ExportBook:
         for export in self._exports():
             grant = grant_of(export) if export.attributes is None else None
             if grant is not None:
+                grant = replace(grant, flags=grant.flags | self._ports)
                 grants[grant.path] = by_export[export.image, export.generation] = grant
         for way in {way for path in grants for way in ways(path)} - set(grants):
             top = way == b"/"
@@ -45,7 +50,8 @@ class ExportBook:
             except OSError:  # going away at this moment
                 continue
             identity = b"" if top else _digest(b"way", way)
-            grants[way] = Grant(way, WAY | Flag.FSID if top else WAY, identity, inode)
+            flags = WAY | self._ports | (Flag.FSID if top else Flag(0))
+            grants[way] = Grant(way, flags, identity, inode)
         self._grants, self._by_export = grants, by_export
         return grants != before
 

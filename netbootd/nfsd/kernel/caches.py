@@ -33,9 +33,9 @@ class Flag(enum.IntFlag):
     V4ROOT = 0x10000
 
 
-ROOT_TREE = Flag.READONLY | Flag.INSECURE_PORT | Flag.NOSUBTREECHECK | Flag.NOAUTHNLM
-"""A root file system: read-only, for any port, root is root."""
-WAY = Flag.READONLY | Flag.INSECURE_PORT | Flag.ROOTSQUASH | Flag.NOSUBTREECHECK | Flag.V4ROOT
+ROOT_TREE = Flag.READONLY | Flag.NOSUBTREECHECK | Flag.NOAUTHNLM
+"""A root file system: read-only, root is root."""
+WAY = Flag.READONLY | Flag.ROOTSQUASH | Flag.NOSUBTREECHECK | Flag.V4ROOT
 """A folder on the way to one, of which NFSv4 shows nothing but the way."""
 
 

@@ -63,13 +63,14 @@ class Exportfs:
         self._book.refresh()
         clients = [client_of(network) for network in self._networks()]
         wanted = {(client, grant.path): grant for grant in self._book.roots() for client in clients}
-        have = set(self._exported())
-        for client, path in sorted(have - set(wanted)):
+        ports = "secure" if self._book.secure else "insecure"
+        have = self._exported()
+        for client, path in sorted(set(have) - set(wanted)):
             _run("-u", f"{client}:{os.fsdecode(path)}")
-        for key in sorted(set(wanted) - have):
+        for key in sorted(key for key in wanted if ports not in have.get(key, ())):
             client, path = key
             identity = uuid.UUID(bytes=wanted[key].uuid)
-            options = f"ro,no_root_squash,no_subtree_check,insecure,insecure_locks,sec=sys,fsid={identity}"
+            options = f"ro,no_root_squash,no_subtree_check,{ports},insecure_locks,sec=sys,fsid={identity}"
             _run("-o", options, f"{client}:{os.fsdecode(path)}")
 
     def withdraw(self) -> None:
@@ -77,18 +78,19 @@ class Exportfs:
         for client, path in self._exported():
             _run("-u", f"{client}:{os.fsdecode(path)}")
 
-    def _exported(self) -> list[tuple[str, bytes]]:
-        """(client, path) of our exports in rpc.mountd's table."""
+    def _exported(self) -> dict[tuple[str, bytes], list[str]]:
+        """Our exports in rpc.mountd's table: (client, path), and the words of its options."""
         try:
             lines = self._etab.read_bytes().splitlines()
         except OSError:
-            return []
-        found = []
+            return {}
+        found = {}
         for line in lines:
             path, _, rest = line.partition(b"\t")
             path = caches.split(path)[0] if path else b""
             if path.startswith(self._ours + b"/"):
-                found.append((bracketed(rest.partition(b"(")[0].decode()), path))
+                client, _, options = rest.decode().partition("(")
+                found[bracketed(client), path] = options.rstrip(")").split(",")
         return found
 
 

@@ -59,6 +59,7 @@ class KernelNfs:
     :param exports: gives the live exports
     :param images: the folder below which all exports lie
     :param run: a folder that is kept until a reboot
+    :param secure: serve calls from reserved ports alone
     """
 
     def __init__(
@@ -68,10 +69,11 @@ class KernelNfs:
         clients: Clients,
         run: Path,
         *,
+        secure: bool = False,
         proc: Path = NFSD,
         controls: Callable[[Path], ServerControl] = open_control,
     ) -> None:
-        self._book = ExportBook(exports)
+        self._book = ExportBook(exports, secure=secure)
         self._images = os.fsencode(os.path.realpath(images))
         self._clients = clients
         self._note = run / _NOTE
