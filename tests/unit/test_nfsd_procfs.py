@@ -86,7 +86,7 @@ def test_versions_of_old_and_new_kernels(text: str, expected: dict[Version, bool
 def test_other_texts_are_refused() -> None:
     with pytest.raises(HostError, match="not understood"):
         parse_versions("+3 four")
-    assert parse_ports("tcp 2049\nrdma 20049\nudp\ntcp 204¹\n\n") == [
+    assert parse_ports("tcp 2049\nrdma 20049\nudp\ntcp 204¹\ntcp \x1f1\n\n") == [
         Listener("tcp", "", 2049),
         Listener("rdma", "", 20049),
     ]

@@ -147,6 +147,6 @@ def parse_ports(text: str) -> list[Listener]:
     found = []
     for line in text.splitlines():
         transport, _, port = line.partition(" ")
-        if port.strip().isdecimal():
+        if port.isdecimal():
             found.append(Listener(transport, "", int(port)))
     return found
