@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from netbootd.errors import NetbootdError
-from netbootd.formats import cmdline, configtxt, fstab, initramfs
+from netbootd.formats import cmdline, configtxt, elf, fstab, initramfs
 from netbootd.formats.bootroot import find_boot_and_root
 from netbootd.formats.ext4 import Ext4
 from netbootd.formats.fat import Fat
@@ -264,6 +264,11 @@ def _initramfs(data: bytes, folder: Path) -> None:
     contents.below("usr/lib/modules")
 
 
+def _elf(data: bytes, folder: Path) -> None:
+    program = elf.read(data)
+    assert len(program.needed) <= 4096 and all(program.search)
+
+
 def _attributes(data: bytes, folder: Path) -> None:
     known = TreeAttributes.parse(data)
     again = TreeAttributes.parse(known.encode())
@@ -372,6 +377,7 @@ HARNESSES: dict[str, Harness] = {
     "streams": Harness(_decompress, seeds.streams, 600),
     "containers": Harness(_decompress, seeds.containers, 600),
     "initramfs": Harness(_initramfs, seeds.initramfs, 800),
+    "elf": Harness(_elf, seeds.elf, 600),
     "attributes": Harness(_attributes, seeds.attributes, 1200, mend=seeds.mend_attributes),
     "configtxt": Harness(_configtxt, seeds.configtxt, 600),
     "cmdline": Harness(_cmdline, seeds.cmdline, 1000),

@@ -328,8 +328,31 @@ def initramfs(folder: Path) -> list[bytes]:
         lzma.compress(main, lzma.FORMAT_ALONE),
         bz2.compress(main),
         zstd.compress(main),
+        *(_by_a_tool(main, folder, *tool) for tool in (("lz4", "-l", "-q", "-f"), ("lzop", "-q", "-f", "-o"))),
     ]
     return [main, early + main, *(early + bytes(512) + each for each in packed), gzip.compress(packed[0], mtime=0)]
+
+
+def _by_a_tool(data: bytes, folder: Path, name: str, *options: str) -> bytes:
+    source, target = folder / "plain", folder / "packed"
+    source.write_bytes(data)
+    os.utime(source, (_TIME, _TIME))
+    run([name, *options, *((source, target) if name == "lz4" else (target, source))])
+    return target.read_bytes()
+
+
+def elf(folder: Path) -> list[bytes]:
+    """A program of this host, and one of nothing but headers for a 32-bit machine of the other byte order."""
+    strings = b"\0libc.so.6\0/lib/own\0"
+    dynamic = b"".join(
+        struct.pack(">iI", *each) for each in ((1, 1), (29, 11), (5, 0x1100), (10, len(strings)), (0, 0))
+    )
+    segments = [(1, 0, 0x1000, 512), (2, 0x140, 0x1140, len(dynamic)), (3, 0x180, 0x1180, 11)]
+    table = b"".join(struct.pack(">8I", kind, at, place, 0, size, size, 4, 4) for kind, at, place, size in segments)
+    head = b"\x7fELF\1\2\1".ljust(16, b"\0") + struct.pack(">HHIIIIIHHHHHH", 3, 8, 1, 0, 52, 0, 0, 52, 32, 3, 0, 0, 0)
+    little = (head + table).ljust(0x100, b"\0") + strings
+    little = little.ljust(0x140, b"\0") + dynamic
+    return [Path("/usr/bin/true").read_bytes(), little.ljust(0x180, b"\0") + b"/lib/ld.so\0".ljust(0x80, b"\0")]
 
 
 # ---------------------------------------------------------------- texts and records
