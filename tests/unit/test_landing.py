@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import struct
 import threading
 from pathlib import Path
@@ -245,6 +246,20 @@ def test_what_was_taken_nobody_else_can_read(disks: dict[str, Path], tmp_path: P
     assert (tmp_path / "taken").stat().st_size == 70_000
     with pytest.raises(FormatError, match="have the same blocks"):
         window.read(where, 4096)
+
+
+def test_a_nameless_inode_whose_content_lies_behind_what_a_file_can_have(plain: Path, tmp_path: Path) -> None:
+    """A limit of the process stands in for that of a store; nobody asks for this content."""
+    debugfs(plain, "sif first block[3] 0x40000", "sif first size 0xfffff000", "unlink first")
+    disk = disk_of(plain, tmp_path / "disk")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256 << 20, before[1]))
+    try:
+        target = landed(disk, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert window_of(target).read(0, target.size) == disk.read_bytes()
+    assert exported(window_of(target), tmp_path / "out") == reference(disk, tmp_path / "reference")
 
 
 def test_so_many_stretches_that_nothing_lands(

@@ -9,6 +9,7 @@ file system's reader has told what belongs to a file, `Landed.take` hands the fi
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -279,7 +280,9 @@ class LandingFile(SparseFile):
         try:
             self.landed.put(stretch, data)
         except OSError as error:
-            raise self.explained(error) from error
+            if error.errno != errno.EFBIG:
+                raise self.explained(error) from error
+            self.put(stretch.start, bytes(data))  # it may be nobody's, whatever the table says
 
     def finish(self) -> None:
         """As `SparseFile.finish`; nothing lands any more."""
