@@ -23,6 +23,7 @@ pytestmark = pytest.mark.timeout(900)
 
 NODE = Board("node", "10000000a1b2c3f1", "dc:a6:32:00:03:01")
 READER = Board("reader", "10000000a1b2c3f2", "dc:a6:32:00:03:02")
+KILLED = Board("killed", "10000000a1b2c3f3", "dc:a6:32:00:03:03")
 PAYLOAD = "var/lib/random.bin"
 CONFIG = f"""
 [server]
@@ -44,7 +45,13 @@ serial = "{NODE.serial}"
 name = "valar-1"
 serial = "{READER.serial}"
 cmdline_append = "lab.gate={URL}/gate"
+
+[[node]]
+name = "valar-2"
+serial = "{KILLED.serial}"
+cmdline_append = "lab.gate={URL}/gate"
 """
+SECURE = CONFIG.replace("[defaults]", '[nfs]\nbackend = "BACKEND"\nsecure = true\n\n[defaults]')
 INSTALL = """
 set -e
 python3 -m venv --without-pip /opt/netbootd
@@ -53,6 +60,24 @@ pip --python /opt/netbootd/bin/python install --quiet --no-index --find-links /w
 /opt/netbootd/bin/python -c 'import netbootd.service.supervisor, netbootd.service.kernelnfs'
 /opt/netbootd/bin/netbootd doctor --install-units
 systemctl start netbootd
+"""
+PIDS = "systemctl show --property=MainPID --value netbootd-nfs netbootd"
+READ_SHADOW = """
+mkdir -p /run/s
+stat -c %U /proc/$(systemctl show --property=MainPID --value netbootd)
+[ "$(cat /proc/fs/nfsd/threads)" = 0 ] && echo embedded || echo kernel
+v3=ro,vers=3,nolock,proto=tcp,addr=127.0.0.1
+mount -i -t nfs -o $v3 127.0.0.1:ROOT /run/s
+cat /run/s/etc/shadow > /dev/null; echo root:$?
+setpriv --reuid=1000 --regid=1000 --clear-groups cat /run/s/etc/shadow > /dev/null 2>&1; echo user:$?
+umount /run/s
+mount -i -t nfs -o $v3,noresvport 127.0.0.1:ROOT /run/s && cat /run/s/etc/shadow > /dev/null; echo port:$?
+"""
+NFS4 = """
+v4=ro,vers=4.2,addr=127.0.0.1,clientaddr=127.0.0.1
+mount -i -t nfs4 -o $v4 127.0.0.1:ROOT /run/s && cat /run/s/etc/shadow > /dev/null; echo root4:$?
+umount /run/s
+mount -i -t nfs4 -o $v4,noresvport 127.0.0.1:ROOT /run/s && cat /run/s/etc/shadow > /dev/null; echo port4:$?
 """
 UNITS = ("netbootd.service", "netbootd-nfs.service", "netbootd-portmap.socket", "netbootd-tftp.socket")
 
@@ -134,6 +159,37 @@ def test_it_serves_what_our_own_server_does(place: Place) -> None:
     assert len(told["clients"]) == 1 and "minor version: 2" in told["clients"][0]
     assert told["killed"] == {"same": True, "units": "active active"}
     assert told["mounted again"]
+
+
+def test_a_client_goes_on_though_both_processes_are_killed(place: Place) -> None:
+    """In the middle of its boot: the rest of a file, then its seed and phone-home from the ones that come after."""
+    machine = place.rack.start(place.rack.download(KILLED), memory=512)
+    assert place.rack.reports(machine, KILLED.mac, 1, timeout=120)[-1].body == "WAITING\n"
+    before = place.server.run(PIDS)
+    place.server.run("systemctl kill --kill-whom=main --signal=KILL netbootd-nfs netbootd")
+    place.rack.collector.open_gate(KILLED.mac)
+    report = place.rack.reports(machine, KILLED.mac, 2, timeout=240)[-1]
+    machine.stop()
+    place.check_digest(KILLED, 2)
+    assert report.field("PHONE") == "ok"
+    place.wait_for_units()
+    assert not set(place.server.run(PIDS).split()) & set(before.split())
+
+
+@pytest.mark.parametrize("backend", ["kernel", "embedded"])
+def test_only_root_of_a_node_reads_what_is_root_s(place: Place, backend: str) -> None:
+    """From the service as shipped, with ``secure``: as root, as a user, and from a port that any program can have."""
+    place.server.put(SECURE.replace("BACKEND", backend), "/etc/netbootd/netbootd.toml")
+    current = place.server.run("readlink /var/lib/netbootd/images/noble/current").strip()
+    root = f"/var/lib/netbootd/images/noble/{current}/root"
+    place.server.run("systemctl stop netbootd netbootd-nfs; systemctl start netbootd")
+    script = READ_SHADOW + NFS4 if backend == "kernel" else READ_SHADOW
+    told = place.server.run(script.replace("ROOT", root), check=False).split()
+    place.server.put(CONFIG, "/etc/netbootd/netbootd.toml")
+    place.server.run("systemctl stop netbootd netbootd-nfs; systemctl start netbootd")
+    place.wait_for_units()
+    expected = ["netbootd", backend, "root:0", "user:1", "port:32"]
+    assert told == expected + (["root4:0", "port4:32"] if backend == "kernel" else [])
 
 
 def test_a_client_goes_on_after_the_server_was_restarted(place: Place) -> None:

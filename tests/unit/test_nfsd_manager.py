@@ -323,6 +323,26 @@ def test_the_table_of_mountd_holds_ours_and_others(tmp_path: Path, etab: Path) -
     assert etab.read_text() == ETAB_OTHERS
 
 
+@pytest.mark.parametrize("failures", [1, 3, 4])
+def test_an_end_goes_on_although_exportfs_fails(
+    failures: int, tmp_path: Path, etab: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "images/noble/r/root"
+    root.mkdir(parents=True)
+    export = Export(os.fsencode(root), bytes(8), "noble", GENERATION)
+    networks = [ipaddress.ip_network(f"192.0.{number}.0/24") for number in (2, 3, 4)]
+    kept = Exportfs(ExportBook(lambda: [export]), lambda: networks, os.fsencode(tmp_path / "images"), etab)
+    kept.reconcile()
+    working, left = tmp_path / "bin/exportfs", tmp_path / "left"
+    left.write_text("x" * failures)
+    shell, _, rest = working.read_text().partition("\n")
+    busy = f"[ -s {left} ] && {{ truncate -s -1 {left}; echo busy >&2; exit 1; }}"
+    working.write_text(f"{shell}\n{busy}\n{rest}")
+    kept.withdraw()
+    assert etab.read_text().count(str(root)) == (1 if failures == 4 else 0)
+    assert ("Some exports are left" in caplog.text) is (failures == 4)
+
+
 def test_a_failing_exportfs_is_told(tmp_path: Path, etab: Path) -> None:
     (tmp_path / "bin/exportfs").write_text("#!/bin/sh\necho 'exportfs: not supported' >&2; exit 1\n")
     root = tmp_path / "images/noble/r/root"

@@ -25,6 +25,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ETAB = Path("/var/lib/nfs/etab")
 _ANSWERERS = ("rpc.mountd", "nfsv4.exportd")
 _SECONDS = 20.0
+_ATTEMPTS = 2
 
 
 def answerer(proc: Path = Path("/proc")) -> str:
@@ -74,9 +75,18 @@ class Exportfs:
             _run("-o", options, f"{client}:{os.fsdecode(path)}")
 
     def withdraw(self) -> None:
-        """Take back everything of ours."""
-        for client, path in self._exported():
-            _run("-u", f"{client}:{os.fsdecode(path)}")
+        """Take back everything of ours. What fails twice is logged: the rest, and whoever ends, must go on."""
+        failed: HostError | None = None
+        for _ in range(_ATTEMPTS):
+            failed = None
+            for client, path in self._exported():
+                try:
+                    _run("-u", f"{client}:{os.fsdecode(path)}")
+                except HostError as error:  # on a busy host it may have run out of time
+                    failed = error
+            if failed is None:
+                return
+        _log.error("Some exports are left: %s", failed)
 
     def _exported(self) -> dict[tuple[str, bytes], list[str]]:
         """Our exports in rpc.mountd's table: (client, path), and the words of its options."""
