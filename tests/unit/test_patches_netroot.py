@@ -187,6 +187,17 @@ def test_the_hook_mounts_what_the_command_line_says(image, tmp_path, online, nfs
     assert run_hook(tmp_path, hook, "root=/dev/sda1 ro\n", online=online) == []
 
 
+def test_libraries_of_any_size_are_not_read(image, monkeypatch):
+    files, libraries = with_host_program("/bin/ls", "usr/bin/busybox")
+    files["usr/bin/busybox"] += b"udhcpc"
+    size = sum(len(data) for data in files.values())
+    monkeypatch.setattr(programs, "_LIMIT", size)
+    assert len(names(image(files))) == len(libraries) + 4
+    monkeypatch.setattr(programs, "_LIMIT", size - 1)
+    with pytest.raises(FormatError, match="are the most that such a file can have"):
+        image(files)
+
+
 # ---------------------------------------------------------------- ELF
 
 

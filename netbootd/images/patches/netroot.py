@@ -53,9 +53,10 @@ netbootd_online() {
     return 1
 }
 netbootd_address() {
-%(client)s
+%(start)s
     tries=0
     until netbootd_online || [ $tries -ge 60 ]; do
+%(ask)s
         sleep 1
         tries=$((tries + 1))
     done
@@ -84,22 +85,17 @@ case " $netbootd_line " in
 *" root=/dev/nfs "*) netbootd_root ;;
 esac
 """
-_BY_UNIT = """\
-    systemctl start systemd-networkd.service"""
-_BY_NETWORKD = """\
-    {program} &
-    client=$!"""
-_EACH_LINK = """\
-    for link in /sys/class/net/*; do
-        [ -e "$link/device" ] || continue
-        {command}
-    done"""
-_BY_IPCONFIG = """\
-    /usr/lib/netbootd/ipconfig -t 60 -c dhcp -d all"""
-_BY_UDHCPC = _EACH_LINK.format(
-    command="""\
-/usr/lib/netbootd/busybox ifconfig "${link##*/}" up
-        /usr/lib/netbootd/busybox udhcpc -i "${link##*/}" -n -q -t 10 -s /usr/lib/netbootd/lease"""
+# A client is started once and stays, or asks once and is asked again: udev may not have loaded the driver yet.
+_BY_UNIT = "    systemctl start systemd-networkd.service", "        :"
+_BY_IPCONFIG = "    :", "        /usr/lib/netbootd/ipconfig -t 10 -c dhcp -d all"
+_BY_UDHCPC = (
+    "    :",
+    """\
+        for link in /sys/class/net/*; do
+            [ -e "$link/device" ] || continue
+            /usr/lib/netbootd/busybox ifconfig "${link##*/}" up
+            /usr/lib/netbootd/busybox udhcpc -i "${link##*/}" -n -q -t 5 -s /usr/lib/netbootd/lease
+        done""",
 )
 _LEASE = """\
 #!/usr/lib/netbootd/busybox sh
@@ -139,8 +135,8 @@ def members(tree: Tree, contents: Contents, folder: str, path: str) -> list[Memb
             " ipconfig, nor a busybox with udhcpc.",
             hint="Install one of them (busybox is the smallest) into the image.",
         )
-    client, brought = found
-    hook = _MOUNT_TEXT % {"client": client}
+    (start, ask), brought = found
+    hook = _MOUNT_TEXT % {"start": start, "ask": ask}
     return [
         Member(f"{folder}/{_KNOWN}", 0o100755, _KNOWN_TEXT.encode()),
         Member(f"{folder}/{_MOUNT}", 0o100755, hook.encode()),
@@ -148,7 +144,7 @@ def members(tree: Tree, contents: Contents, folder: str, path: str) -> list[Memb
     ]
 
 
-_Client = tuple[str, list[Member]]
+_Client = tuple[tuple[str, str], list[Member]]
 
 
 def _networkd(tree: Tree, contents: Contents) -> _Client | None:
@@ -168,7 +164,7 @@ def _networkd(tree: Tree, contents: Contents) -> _Client | None:
                 brought.append(Member(contents.resolve(file), 0o100644, text.encode("utf-8", "surrogateescape")))
         else:
             return None
-    return _BY_NETWORKD.format(program=program), [*brought, settings]
+    return (f"    {program} &\n    client=$!", "        :"), [*brought, settings]
 
 
 def _ipconfig(tree: Tree, contents: Contents) -> _Client | None:

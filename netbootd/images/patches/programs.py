@@ -12,7 +12,7 @@ from netbootd.formats.cpio import Member
 from netbootd.formats.initramfs import Contents
 from netbootd.images.patches.tree import Tree
 
-_LIMIT = 64 << 20
+_LIMIT = 64 << 20  # of all that is read for one program; systemd's are the largest, with 10 MB
 _MAX_LIBRARIES = 200
 _TRIPLETS = {
     (183, 64): "aarch64-linux-gnu",
@@ -34,8 +34,10 @@ def with_libraries(tree: Tree, contents: Contents, path: str, target: str) -> li
 
     :param path: the program in the image's root
     :param target: where it comes to lie in the initramfs
+    :raises FormatError: it and its libraries are larger than any such program
     """
-    data = _read(tree, path)
+    read = _Reader(tree)
+    data = read(path)
     if data is None:
         return None
     try:
@@ -48,8 +50,8 @@ def with_libraries(tree: Tree, contents: Contents, path: str, target: str) -> li
     while todo:
         place, loaded = todo.pop()
         if loaded.interpreter and loaded.interpreter not in seen:
-            seen.add(loaded.interpreter)
-            interpreter = _read(tree, loaded.interpreter)
+            seen |= {loaded.interpreter, loaded.interpreter.rpartition("/")[2]}  # libraries name it, too
+            interpreter = read(loaded.interpreter)
             if interpreter is None:
                 return None
             _add(contents, added, loaded.interpreter, interpreter)
@@ -57,7 +59,7 @@ def with_libraries(tree: Tree, contents: Contents, path: str, target: str) -> li
             if name in seen:
                 continue
             seen.add(name)
-            found = _library(tree, name, place, loaded)
+            found = _library(read, name, place, loaded)
             if found is None or len(seen) > _MAX_LIBRARIES:
                 return None
             where, content, library = found
@@ -66,12 +68,25 @@ def with_libraries(tree: Tree, contents: Contents, path: str, target: str) -> li
     return list(added.values())
 
 
+class _Reader:
+    """Reads files of the image, up to so many bytes in all: an image may name anything as a library."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._left = _LIMIT
+
+    def __call__(self, path: str) -> bytes | None:
+        data = self._tree.read(path, self._left)
+        self._left -= len(data or b"")
+        return data
+
+
 def _add(contents: Contents, added: dict[str, Member], path: str, data: bytes) -> None:
     if not contents.get(path):
         added[contents.resolve(path)] = Member(contents.resolve(path), 0o100755, data)
 
 
-def _library(tree: Tree, name: str, user: str, loaded: elf.Elf) -> tuple[str, bytes, elf.Elf] | None:
+def _library(read: _Reader, name: str, user: str, loaded: elf.Elf) -> tuple[str, bytes, elf.Elf] | None:
     """A library that `user` names: its path, content and headers."""
     origin = user.rpartition("/")[0]
     own = [folder.replace("${ORIGIN}", origin).replace("$ORIGIN", origin) for folder in loaded.search]
@@ -80,7 +95,7 @@ def _library(tree: Tree, name: str, user: str, loaded: elf.Elf) -> tuple[str, by
     bits = ["/lib64", "/usr/lib64"] if loaded.machine[1] == 64 else []
     for folder in [""] if "/" in name else [*own, *usual, *bits, "/lib", "/usr/lib"]:
         path = f"{folder}/{name}" if folder else name
-        data = _read(tree, path)
+        data = read(path)
         if data is None:
             continue
         try:
@@ -90,7 +105,3 @@ def _library(tree: Tree, name: str, user: str, loaded: elf.Elf) -> tuple[str, by
         if library.machine == loaded.machine:
             return path, data, library
     return None
-
-
-def _read(tree: Tree, path: str) -> bytes | None:
-    return tree.read(path, _LIMIT)

@@ -4,8 +4,8 @@ What it lacks comes as a cpio archive of ours behind it, in the same file: the f
 unpacks archives one after the other, the later over the former (Documentation/driver-api/early-userspace).
 
 Two generators are known. initramfs-tools: /init runs the scripts of a folder as its ORDER lists them, klibc's nfsmount
-mounts. dracut: hooks are sourced, its nfs module mounts. What no generator is known for stays as it is: it knows itself
-what it does.
+mounts. dracut: hooks are sourced; its nfs module mounts, or hooks of ours do in an initramfs without (`netroot`). What
+no generator is known for stays as it is: it knows itself what it does.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def extend(boot: Tree, root: Tree, ramdisk: Ramdisk, overlay: tuple[str, ...]) -
     own_mount = ramdisk.generator == DRACUT and not netroot.is_complete(contents, contents.below(_hooks(contents)))
     if own_mount:
         members += netroot.members(root, contents, _hooks(contents), ramdisk.path)
-        reasons.append("hooks that get an address and mount the root, and the image's own program for that")
+        reasons.append("hooks that get an address by a program of the image and mount the root")
     if overlay == (OWN_OVERLAY,) and (hook := _overlay_hook(ramdisk)):
         members += hook
         reasons.append("a hook that puts a writable layer over the root")
