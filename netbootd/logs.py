@@ -26,6 +26,14 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value not in ("", None)} if isinstance(fields, dict) else {}
 
 
+def printable(text: str) -> str:
+    """A text in which nothing drives a terminal: control characters are escaped, but for the ends of lines.
+
+    Names in images and what servers say come into sentences; quoted or not, they are only letters there.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 class ConsoleFormatter(logging.Formatter):
     """``12:34:56 warning sentence`` for people; INFO is not named."""
 
@@ -34,7 +42,7 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
-        text = super().format(record)
+        text = printable(super().format(record))
         if record.levelno == logging.INFO:
             return text
         head, _, rest = text.partition(" ")

@@ -10,6 +10,10 @@ from typing import Any
 
 import click
 
+from netbootd.logs import printable
+
+_LONGEST = 1000  # characters of a line of an error
+
 
 def emit_json(value: Any) -> None:
     """One JSON document on stdout."""
@@ -28,7 +32,7 @@ def say(text: str) -> None:
 
 def note(text: str) -> None:
     """A line about what goes on, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]]) -> str:
@@ -65,8 +69,14 @@ def size_text(count: float) -> str:
 def explain_error(message: str, details: Iterable[str], hint: str) -> None:
     """An expected failure, as one short paragraph on stderr."""
     click.secho("netbootd: ", nl=False, err=True, bold=True)
-    click.echo(message, err=True)
+    click.echo(_line(message), err=True)
     for detail in details:
-        click.echo(f"  {detail}", err=True)
+        click.echo(f"  {_line(detail)}", err=True)
     if hint:
         click.echo(hint, err=True)
+
+
+def _line(text: str) -> str:
+    """A line of an error for a terminal: what it quotes of an image may be as long and as odd as its maker likes."""
+    text = printable(text).replace("\n", "\\n")
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 :]}"

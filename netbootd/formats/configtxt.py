@@ -37,7 +37,9 @@ BOARDS: dict[str, tuple[frozenset[str], int]] = {
 
 _MODEL = re.compile(r"(pi|cm)\d")
 _FOREIGN = re.compile(r"(gpio\d+=|edid=|.*[<>&|])")  # GPIO levels, monitors, expressions on OTP rows
-_MAX_INCLUDES = 8
+_MAX_INCLUDES = 8  # of files in files
+_MAX_FILES = 64
+_MAX_TEXT = 128 << 10  # characters of all of them together, ten times the longest that are published
 _MARK = "# --- added by netbootd prepare ---"
 
 
@@ -138,8 +140,18 @@ class _Evaluation:
     undecided: list[str] = field(default_factory=list)
     filters: dict[str, bool] = field(default_factory=dict)  # kind of filter -> whether the last one is met
     depth: int = 0
+    files: int = 0
+    characters: int = 0
 
     def read(self, text: str) -> None:
+        self.files += 1
+        self.characters += len(text)
+        if self.files > _MAX_FILES or self.characters > _MAX_TEXT:
+            raise FormatError(
+                f"reading config.txt: with all that it includes it has more than {_MAX_FILES} files or"
+                f" {_MAX_TEXT >> 10} KiB",
+                hint="Files that include others several times grow beyond all bounds.",
+            )
         for raw in text.split("\n"):
             line = raw[:LINE_LIMIT].strip()
             if not line or line.startswith("#"):

@@ -29,6 +29,7 @@ _DAMAGED = "The boot partition is damaged; fetch the image again."
 
 _MAX_CLUSTERS = 1 << 26  # one byte of memory each; 32 GiB even at 512 bytes a cluster
 _MAX_FOLDER = 2 << 20  # bytes: 65,536 entries, the specification's limit
+_MAX_ENTRIES = 50_000  # of all folders: a Pi's boot partition has some 400
 _MAX_DEPTH = 64
 _MAX_NAME = 255  # bytes in UTF-8: what every file system that we export to can hold
 _CHUNK = 1 << 20
@@ -265,8 +266,14 @@ class Fat:
         if self._root_cluster:
             self._claim(claimed, self._root_cluster, "the root folder")
         pending = [self._listing(None)]
+        entries = 0
         while pending:
             for entry in pending[-1]:
+                entries += 1
+                if entries > _MAX_ENTRIES:  # empty files take no clusters, so that a small archive can hold millions
+                    raise FormatError(
+                        f"reading the boot partition: it has more than {_MAX_ENTRIES} files and folders", hint=_DAMAGED
+                    )
                 self._check(entry, claimed)
                 yield entry
                 if entry.is_dir:

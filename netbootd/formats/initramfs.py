@@ -26,8 +26,9 @@ else:
 
 _FEED = 1 << 18
 _CHUNK = 1 << 20
-_SIZE_LIMIT = 2 << 30
+_SIZE_LIMIT = 1 << 30  # bytes of all parts together, packed and unpacked; the largest published have a third of it
 _MEMBER_LIMIT = 300_000
+_KEPT_LIMIT = 64 << 20  # bytes of names, links' targets and wanted content
 _PART_LIMIT = 64
 _MEMORY = 256 << 20
 _DEPTH = 2
@@ -89,11 +90,11 @@ def look(read: Callable[[int], bytes], wanted: Callable[[str, int], bool]) -> Co
     """
     members: dict[str, Member] = {}
     unread = ""
+    tally = _Tally()
     try:
-        for member in _parts(_Source(read), wanted, 0):
+        for member in _parts(_Source(read, tally), wanted, 0):
+            tally.count(member)
             members[member.name] = member
-            if len(members) > _MEMBER_LIMIT:
-                raise _TooLargeError(f"Reading an initramfs: it has more than {_MEMBER_LIMIT} files.")
     except _TooLargeError:
         raise
     except FormatError as error:
@@ -105,19 +106,42 @@ class _TooLargeError(FormatError):
     pass
 
 
+class _Tally:
+    """What all parts of one initramfs come to, whatever lies in whatever; a small file unpacks to much.
+
+    :raises FormatError: from its methods, where that is too much
+    """
+
+    def __init__(self) -> None:
+        self._bytes = self._members = self._kept = 0
+
+    def add(self, size: int) -> None:
+        """Count bytes that were read or unpacked."""
+        self._bytes += size
+        if self._bytes > _SIZE_LIMIT:
+            raise _TooLargeError(f"Reading an initramfs: it has more than {_SIZE_LIMIT >> 20} MiB.")
+
+    def count(self, member: Member) -> None:
+        """Count an entry, which takes memory."""
+        self._members += 1
+        self._kept += len(member.name) + len(member.data or b"")
+        if self._members > _MEMBER_LIMIT:
+            raise _TooLargeError(f"Reading an initramfs: it has more than {_MEMBER_LIMIT} files.")
+        if self._kept > _KEPT_LIMIT:
+            raise _TooLargeError(f"Reading an initramfs: its names and links have more than {_KEPT_LIMIT >> 20} MiB.")
+
+
 class _Source:
     """Bytes to be taken from the front, some of which can be given back."""
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
+    def __init__(self, read: Callable[[int], bytes], tally: _Tally) -> None:
+        self.tally = tally
         self._read = read
         self._held = bytearray()
-        self._total = 0
 
     def take(self, size: int) -> bytes:
         while len(self._held) < size and (chunk := self._read(_FEED)):
-            self._total += len(chunk)
-            if self._total > _SIZE_LIMIT:
-                raise _TooLargeError(f"Reading an initramfs: it has more than {_SIZE_LIMIT >> 20} MiB.")
+            self.tally.add(len(chunk))
             self._held += chunk
         data = bytes(self._held[:size])
         del self._held[:size]
@@ -149,7 +173,7 @@ def _parts(source: _Source, wanted: Callable[[str, int], bool], depth: int) -> I
             raise FormatError(
                 "Reading an initramfs: a part of it is no cpio archive and not compressed in a known way."
             )
-        yield from _parts(_Source(_reader(source, decoder)), wanted, depth + 1)
+        yield from _parts(_Source(_reader(source, decoder), source.tally), wanted, depth + 1)
     raise _TooLargeError(f"Reading an initramfs: it has more than {_PART_LIMIT} parts.")
 
 

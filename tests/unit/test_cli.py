@@ -1,6 +1,7 @@
 """The command line: exit statuses, what is printed where, and what `--help` may import."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from netbootd.cli import main as program
+from netbootd.cli.output import explain_error
+from netbootd.logs import ConsoleFormatter
 from netbootd.model.event import BootEvent, Outcome, Stage
 from netbootd.store.database import Database, NodeRecord
 from netbootd.store.layout import Layout
@@ -323,3 +326,20 @@ def test_all_faults_of_file_and_documents_come_with_status_3(call, tmp_path):
     assert (Path(answer["config"]).name, len(answer["faults"])) == ("netbootd.toml", 2)
     (tmp_path / "netbootd.toml").write_text("[[[")
     assert len(json.loads(call("config", "check", "--json")[1])["faults"]) == 1
+
+
+def test_what_an_error_quotes_drives_no_terminal_and_is_short(capsys):
+    explain_error("Reading \x1b[2J\x9b\n/etc\u202e: " + "x" * 5000, ["one\rtwo"], "Try it.")
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.isprintable() and len(line) < 1100 for line in lines)
+    assert lines[0].startswith("netbootd: Reading \\x1b[2J\\x9b\\n/etc\\u202e: xxx")
+    assert lines[1:] == ["  one\\rtwo", "Try it."]
+
+
+def test_what_a_log_line_quotes_drives_no_terminal():
+    record = logging.LogRecord(
+        "x", logging.WARNING, "", 0, "The attribute %s of a link", ("user.\x1b]0;evil\x07",), None
+    )
+    text = ConsoleFormatter().format(record)
+    assert text.isprintable()
+    assert text.endswith(r"warning: The attribute user.\x1b]0;evil\x07 of a link")

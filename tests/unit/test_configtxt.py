@@ -166,6 +166,19 @@ def test_what_only_the_board_can_know_is_named():
     assert evaluate(UBUNTU_26, "pi4").undecided == ()
 
 
+def test_includes_that_multiply():
+    """Eight files deep and two hundred a file would be more than there are atoms in a grain of sand."""
+    texts = {f"i{number}": f"include i{number + 1}\n" * 200 for number in range(7)}
+    with pytest.raises(FormatError, match="more than 64 files"):
+        evaluate("include i0\n", "pi4", include=texts.get)
+    assert evaluate("include a\n" * 60, "pi4", include=lambda name: "x=1").values == {"x": "1"}
+
+
+def test_more_text_than_any_board_reads():
+    with pytest.raises(FormatError, match="more than 64 files or 128 KiB"):
+        evaluate("include a\n" * 3, "pi4", include=lambda name: "# " * 30_000)
+
+
 def test_includes_are_read_in_place_and_not_for_ever():
     texts = {"a.txt": "x=2\ninclude b.txt\n", "b.txt": "y=3", "loop.txt": "include loop.txt"}
     found = evaluate("x=1\ninclude a.txt\ninclude nosuch.txt\n[pi5]\ninclude b.txt\n", "pi4", include=texts.get)

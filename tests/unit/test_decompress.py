@@ -522,3 +522,16 @@ def test_a_file_system_without_nameless_files_will_do(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "open", refuse)
     assert unpack(good("gzip"), tmp_path) == IMAGE
+
+
+@pytest.mark.parametrize("pack", [zip_of, tar_of])
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_names_in_messages_are_short_and_quoted(pack: Callable[..., bytes], count: int, tmp_path: Path) -> None:
+    members = [("\x1b[31m\n" + "x" * 60_000 + f"{number}.img", b"text" * 200) for number in range(count)]
+    packed = bytearray(pack(*members))
+    if pack is zip_of and count == 1:
+        packed[packed.rindex(b"PK\x01\x02") + 16] ^= 1  # its checksum
+    with pytest.raises(FormatError) as caught:
+        unpack(bytes(packed), tmp_path)
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 1000

@@ -204,3 +204,19 @@ def test_any_damage_is_a_format_error_or_a_listing(
                     assert sum(map(len, fat.chunks(entry))) == entry.size
     except FormatError:
         pass
+
+
+def test_more_files_than_any_boot_partition_has(hand: HandMadeFat) -> None:
+    """Empty files take no room but their entries': 16 to a cluster, in folders of 341 clusters here."""
+    first, clusters = 3, 341
+    folders = [folder_record(b"D%d" % number, first + number * clusters) for number in range(10)]
+    hand.folder(*folders)
+    for number in range(len(folders)):
+        at = first + number * clusters
+        hand.chain(*range(at, at + clusters), END)
+        records = b"".join(record(b"F%d" % name) for name in range(clusters * 16 - 2))
+        hand.put(hand.data + (at - 2) * 512, folder_record(b".", at) + folder_record(b"..", 0) + records)
+    with pytest.raises(FormatError, match="more than 50000 files"):
+        paths(hand)
+    hand.folder(*folders[:9])
+    assert len(paths(hand)) == 9 + 9 * (clusters * 16 - 2)

@@ -162,6 +162,31 @@ def test_a_bomb(monkeypatch):
         look(packed)
 
 
+@pytest.mark.parametrize("pack", [lambda part: part, gzip.compress], ids=["side by side", "in one another"])
+def test_parts_that_are_a_bomb_together(monkeypatch, pack):
+    monkeypatch.setattr(initramfs, "_SIZE_LIMIT", 8 << 20)
+    part = gzip.compress(bytes(3 << 20))
+    assert look(pack(part * 2)).unread == ""
+    with pytest.raises(FormatError, match="more than 8 MiB"):
+        look(pack(part * 3))
+
+
+def test_the_same_name_again_and_again_is_counted(monkeypatch):
+    monkeypatch.setattr(initramfs, "_MEMBER_LIMIT", 100)
+    with pytest.raises(FormatError, match="more than 100 files"):
+        look(cpio.write(Member("f", 0o100644) for number in range(200)))
+
+
+@pytest.mark.parametrize(
+    "member", [Member("l", 0o120777, b"t" * 4000), Member("n" * 4000, 0o100644), Member("f", 0o100644, b"d" * 4000)]
+)
+def test_names_links_and_content_are_bounded(monkeypatch, member):
+    monkeypatch.setattr(initramfs, "_KEPT_LIMIT", 1 << 20)
+    assert look(cpio.write([member] * 260)).unread == ""
+    with pytest.raises(FormatError, match="more than 1 MiB"):
+        look(cpio.write([member] * 270))
+
+
 def test_too_many_files(monkeypatch):
     monkeypatch.setattr(initramfs, "_MEMBER_LIMIT", 100)
     with pytest.raises(FormatError, match="more than 100 files"):

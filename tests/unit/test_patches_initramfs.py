@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import subprocess
 from pathlib import Path
 
@@ -118,6 +119,39 @@ def test_a_module_that_is_listed_and_missing(prepared, tmp_path):
         boot = fill(tmp_path / "boot", {"config.txt": trees.NOBLE_CONFIG, "vmlinuz": "k", "initrd.img": packed})
         facts = patches.survey(boot, tmp_path / "root")
         patches.apply(boot, tmp_path / "root", facts, PARAMETERS)
+
+
+def test_modules_that_are_larger_than_memory(prepared, tmp_path):
+    names = [f"kernel/big-{number}.ko" for number in range(40)]
+    dep = trees.DEP.replace("nfs.ko.zst: ", f"nfs.ko.zst: {' '.join(names)} ", 1)
+    for name in names:
+        path = tmp_path / "root" / MODULES / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.truncate(path, 60 << 20)  # holes cost an image nothing
+    with pytest.raises(FormatError, match="more than can be taken in at once"):
+        prepared(without(trees.OVERLAYROOT, "usr/lib/modules"), root={f"{MODULES}/modules.dep": dep})
+
+
+def test_a_list_of_modules_that_is_larger_than_any(prepared):
+    dep = trees.DEP + "k/n.ko: " + "a " * (3 << 20)
+    with pytest.raises(FormatError, match=r"modules\.dep of the image: it has"):
+        prepared(without(trees.OVERLAYROOT, "usr/lib/modules"), root={f"{MODULES}/modules.dep": dep})
+
+
+def test_what_a_list_of_modules_names_drives_no_terminal(prepared):
+    dep = trees.DEP.replace("nfs.ko.zst: ", "nfs.ko.zst: \x1b[31m.ko ", 1)
+    with pytest.raises(FormatError, match="which is missing") as caught:
+        prepared(without(trees.OVERLAYROOT, "usr/lib/modules"), root={f"{MODULES}/modules.dep": dep})
+    assert caught.value.message.isprintable()
+
+
+def test_more_initramfs_than_any_image_has(tmp_path):
+    names = [f"i{number}" for number in range(12)]
+    config = f"kernel=vmlinuz\ninitramfs {','.join(names)}\n"
+    boot = fill(tmp_path / "boot", {"config.txt": config, "vmlinuz": "k", **dict.fromkeys(names, "x")})
+    with pytest.raises(FormatError, match="names 12 of them"):
+        patches.survey(boot, root_tree(tmp_path / "root"))
 
 
 def test_dracut_without_nfs_gets_it(prepared, tmp_path):

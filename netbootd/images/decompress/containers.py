@@ -40,9 +40,11 @@ def unzip(fd: int) -> tuple[int, Iterator[bytes]]:
     members = [member for member in archive.infolist()[: _MEMBERS + 1] if not member.filename.endswith("/")]
     chosen = members[_choose("zip", [member.filename for member in members])]
     if chosen.flag_bits & 1:
-        raise _broken("zip", f"{chosen.filename!r} is encrypted", "Unpack it first.")
+        raise _broken("zip", f"{_shown(chosen.filename)} is encrypted", "Unpack it first.")
     if chosen.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _broken("zip", f"{chosen.filename!r} is compressed by method {chosen.compress_type}", "Unpack it first.")
+        raise _broken(
+            "zip", f"{_shown(chosen.filename)} is compressed by method {chosen.compress_type}", "Unpack it first."
+        )
     return chosen.file_size, _read(archive, chosen)
 
 
@@ -69,17 +71,17 @@ def _told(member: str = "") -> Iterator[None]:
             raise HostError(f"Unpacking zip: {error.strerror}.") from error
         raise _broken("zip", f"{member}something of it lies outside") from error
     except _ZIP_FAULTS as error:
-        raise _broken("zip", f"{member}{error}") from error
+        raise _broken("zip", f"{member}{str(error)[:100]}") from error  # it may quote names of 64 KiB
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
     got = 0
-    with _told(f"{member.filename!r}: "), archive.open(member) as stream:
+    with _told(f"{_shown(member.filename)}: "), archive.open(member) as stream:
         while data := stream.read(_CHUNK):
             got += len(data)
             yield data
     if got != member.file_size:
-        raise _broken("zip", f"{member.filename!r} is cut short")
+        raise _broken("zip", f"{_shown(member.filename)} is cut short")
 
 
 def is_tar(head: bytes) -> bool:
@@ -144,7 +146,7 @@ def _choose(kind: str, names: Sequence[str]) -> int:
         if len(found) == 1:
             return found[0]
         if found:
-            shown = ", ".join(names[index] for index in found[:5]) + (", …" if len(found) > 5 else "")
+            shown = ", ".join(_shown(names[index]) for index in found[:5]) + (", …" if len(found) > 5 else "")
             raise _broken(kind, f"it holds {len(found)} files that could be the image ({shown})", "Unpack it first.")
     raise _broken(kind, "it holds no file", "Give an archive with one image in it.")
 
@@ -188,6 +190,11 @@ def _pax(data: bytes) -> dict[str, str]:
     if not (size.isascii() and size.isdigit() and len(size) < 20):
         raise _broken("tar", "an extended header is damaged")
     return records
+
+
+def _shown(name: str) -> str:
+    """A member's name for a sentence: quoted, and its end where it is long."""
+    return repr(name if len(name) <= 100 else f"…{name[-100:]}")
 
 
 def _broken(kind: str, why: str, hint: str = "The archive is damaged; fetch it again.") -> FormatError:

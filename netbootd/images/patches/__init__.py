@@ -6,10 +6,11 @@ filters, the initramfs, the units), never by the name or version of a distributi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from netbootd.formats import cmdline
+from netbootd.formats.initramfs import Contents
 from netbootd.formats.treeattributes import TreeAttributes
 from netbootd.images.originals import Originals
 from netbootd.images.patches import bootpart, network, ramdisk, system
@@ -48,7 +49,8 @@ def survey(boot: Path, root: Path, record: TreeAttributes | None = None) -> Imag
     with Tree(boot, "boot") as boot_tree, Tree(root, "root", record) as root_tree:
         layout = bootpart.survey(boot_tree)
         release = system.os_release(root_tree)
-        ramdisks = [ramdisk.look(boot_tree, path) for path in layout.initramfs]
+        # Without what is in them: together they may be larger than memory.
+        ramdisks = [replace(ramdisk.look(boot_tree, path), contents=Contents({})) for path in layout.initramfs]
         main, *others = layout.cmdlines
         return ImageFacts(
             os_id=release.get("ID", ""),

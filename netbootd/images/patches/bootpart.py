@@ -16,6 +16,7 @@ from netbootd.images.patches.tree import Tree
 
 CONFIG = "config.txt"
 _WHY_CMDLINE = "Root and cloud-init seed come over the network; what led to the local disk is gone."
+_MAX_INITRAMFS = 8
 _AUTO_INITRAMFS = "auto_initramfs=1"
 
 
@@ -36,7 +37,7 @@ class BootLayout:
 def survey(tree: Tree) -> BootLayout:
     """Find out what is booted from this partition.
 
-    :raises FormatError: no board finds a kernel, or files include each other
+    :raises FormatError: no board finds a kernel, files include each other, or there are too many to be looked into
     """
     text = tree.text(CONFIG)
     found = _boot_files(tree, text)
@@ -48,11 +49,17 @@ def survey(tree: Tree) -> BootLayout:
             "Looking for a kernel in the image's boot partition: config.txt leads no board to one.",
             hint="Is it an image for a Raspberry Pi? Only those can be booted by its firmware.",
         )
+    initramfs = tuple(dict.fromkeys(name for files in found for name in files.initramfs if tree.is_file(name)))
+    if len(initramfs) > _MAX_INITRAMFS:
+        raise FormatError(
+            f"Looking for an initramfs in the image's boot partition: config.txt names {len(initramfs)} of them.",
+            hint=f"Up to {_MAX_INITRAMFS} are looked into; a publisher's image has one for each kind of kernel.",
+        )
     cmdlines = Counter(files.cmdline for files in found)
     return BootLayout(
         cmdlines=tuple(path for path, _ in cmdlines.most_common()),
         kernels=tuple(dict.fromkeys(files.kernel for files in found)),
-        initramfs=tuple(dict.fromkeys(name for files in found for name in files.initramfs if tree.is_file(name))),
+        initramfs=initramfs,
         config_lines=lines,
     )
 

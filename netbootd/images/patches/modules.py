@@ -30,6 +30,7 @@ DEPMOD = (
 )
 _DEPMOD_LIMIT = 32 << 20
 _MODULE_LIMIT = 64 << 20
+_TEXT_LIMIT = 4 << 20  # bytes of modules.dep; the largest have a quarter of it
 _SUFFIX = re.compile(r"\.ko(\.(xz|zst|gz))?\Z")
 
 
@@ -99,7 +100,7 @@ def _of_version(tree: Tree, contents: Contents, path: str, version: str) -> dict
                 data = tree.read(f"{here}/{file}", _MODULE_LIMIT)
                 if data is None:
                     raise FormatError(
-                        f"Preparing boot/{path} of the image: modules.dep names {file}, which is missing."
+                        f"Preparing boot/{path} of the image: modules.dep names {file!r}, which is missing."
                     )
                 added[f"{there}/{file}"] = Member(f"{there}/{file}", 0o100644, data)
     if added:  # modprobe finds what depmod has listed; the image's own list covers all that is in the initramfs
@@ -115,4 +116,4 @@ def _dep(version: str) -> str:
 
 
 def _text(tree: Tree, path: str) -> str:
-    return (tree.read(path, _DEPMOD_LIMIT) or b"").decode("utf-8", "replace")
+    return (tree.read(path, _TEXT_LIMIT) or b"").decode("utf-8", "replace")

@@ -29,6 +29,7 @@ OWN_OVERLAY = "netbootd.overlay=tmpfs"
 INITRAMFS_TOOLS, DRACUT = "initramfs-tools", "dracut"
 
 _KEPT = 4 << 20
+_ADDED = 48 << 20  # bytes of the image's own files; modules and programs come to a third of it
 _ORDER = "scripts/init-bottom/ORDER"
 _SCRIPT = "scripts/init-bottom/netbootd-overlay"
 _HOOK = "pre-pivot/10-netbootd-overlay.sh"
@@ -128,10 +129,15 @@ def overlay_of(ramdisks: Iterable[Ramdisk], root: Tree) -> tuple[str, ...]:
 def extend(boot: Tree, root: Tree, ramdisk: Ramdisk, overlay: tuple[str, ...]) -> None:
     """Append what this initramfs lacks. One that lacks nothing, or of an unknown kind, is left alone.
 
-    :raises FormatError: it lacks something that the image doesn't have
+    :raises FormatError: it lacks something that the image doesn't have, or too much
     """
     if not ramdisk.generator or ramdisk.unread:
         return
+    with root.bounded(_ADDED):
+        _extend(boot, root, ramdisk, overlay)
+
+
+def _extend(boot: Tree, root: Tree, ramdisk: Ramdisk, overlay: tuple[str, ...]) -> None:
     contents = ramdisk.contents
     members, reasons = modules.missing(root, contents, ramdisk.path), []
     if members:

@@ -96,6 +96,7 @@ class Tree:
     originals: Originals | None = None
     _made: dict[str, Patch] = field(default_factory=dict)
     _top: int = -1
+    _left: int | None = None  # bytes that may still be read, where that is bounded
 
     def __enter__(self) -> Tree:
         self._top = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -131,7 +132,24 @@ class Tree:
                 f" and {limit} are the most that such a file can have.",
                 hint="Is the image broken, or made by somebody who wishes you ill?",
             )
+        if self._left is not None:
+            if status.st_size > self._left:
+                raise FormatError(
+                    f"Reading {self.label}/{place.path} of the image: with its {status.st_size} bytes this is more"
+                    " than can be taken in at once.",
+                    hint="Is the image broken, or made by somebody who wishes you ill?",
+                )
+            self._left -= status.st_size
         return self._content(place)
+
+    @contextmanager
+    def bounded(self, size: int) -> Iterator[None]:
+        """Let `read` give no more than `size` bytes meanwhile, for one who holds them all."""
+        self._left = size
+        try:
+            yield
+        finally:
+            self._left = None
 
     def text(self, path: str) -> str:
         """The content as text, empty where there is no such file; bytes that are not UTF-8 survive `write`.
