@@ -203,3 +203,9 @@ def test_folders_that_are_nested_too_deep(tmp_path):
 def test_the_layout_of_the_little_trees_is_not_hostile(tmp_path):
     assert trees.UBUNTU_FSTAB.count("\n") == 2
     assert patch(tmp_path, root_tree(tmp_path / "root"))
+
+
+def test_a_command_line_that_no_firmware_could_read(tmp_path):
+    boot = fill(tmp_path / "boot", {"kernel8.img": "k", "cmdline.txt": "console=tty1 " + "a" * 900_000})
+    with pytest.raises(FormatError, match=r"boot/cmdline\.txt of the image: its command line has 900013 bytes"):
+        patch(tmp_path, root_tree(tmp_path / "root"), boot)

@@ -366,10 +366,10 @@ class LandingFile(SparseFile):
 
     def _check_room(self, superblock: Superblock) -> None:
         """Tell that there is too little room before the disk is full."""
-        needed = superblock.used_blocks * superblock.block_size
+        needed = superblock.used_blocks * superblock.block_size + RESERVE
         found = os.fstatvfs(self.fd)
         free = found.f_bavail * found.f_frsize
-        if free < needed + RESERVE:
+        if free < needed:
             raise HostError(
                 f"Exporting the image needs {needed >> 20} MiB, and {self.folder} has {free >> 20} MiB free.",
                 hint="Free some room (netbootd images prune), or choose another disk with --state.",

@@ -96,9 +96,20 @@ def _settings(tree: Tree, text: str) -> list[Settings]:
 
 
 def base_of(tree: Tree, path: str) -> str:
-    """What a command line of the image keeps, see `netbootd.formats.cmdline.base_of`."""
+    """What a command line of the image keeps, see `netbootd.formats.cmdline.base_of`.
+
+    :raises FormatError: there is no room behind it, whatever is put there
+    """
     text = tree.read(path) or b""
-    return cmdline.base_of(text.decode("utf-8", "replace"))
+    base = cmdline.base_of(text.decode("utf-8", "replace"))
+    size = len(base.encode("utf-8", "surrogateescape"))
+    if size > cmdline.LINE_LIMIT:
+        raise FormatError(
+            f"Reading {tree.label}/{path} of the image: its command line has {size} bytes, and the firmware leaves room"
+            f" for {cmdline.LINE_LIMIT}.",
+            hint="Is the image broken? None could boot with such a line.",
+        )
+    return base
 
 
 def apply(tree: Tree, layout: BootLayout, lines: dict[str, str], config_append: str) -> None:
