@@ -12,12 +12,12 @@ import shutil
 import stat
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from netbootd.errors import HostError
-from netbootd.formats.ext4 import Ext4
+from netbootd.formats.ext4 import Entry, Ext4, Kind
 from netbootd.formats.ext4.superblock import INCOMPAT_EA_INODE
 from netbootd.images.dressing import cannot_keep
 
@@ -32,7 +32,11 @@ _ACL = struct.pack("<I", 2) + b"".join(
         (0x20, 0, 0xFFFFFFFF),
     )
 )
-_USUAL_BLOCK = 4096  # bytes
+_USUAL_BLOCK, _USUAL_INODE = 4096, 256  # bytes
+_ENTRY = 16  # bytes that ext4 takes for an attribute beside its name and value
+_USUAL_SET = {"trusted.netbootd.block": bytes(4028), "trusted.netbootd.inode": bytes(56)}
+"""What fills a block of 4 KiB and the room in an inode of 256 bytes to their last (Linux: fs/ext4/xattr.h)."""
+
 _TIMES = (-1_500_000_000, 4_102_444_800_123_456_789, 15_032_385_535_000_000_000)
 """In nanoseconds: before 1970, behind 32 bits of seconds, and ext4's last second, in 2446."""
 
@@ -188,24 +192,52 @@ _CONTENT = frozenset(("nanosecond times", "hard and symbolic links", "file names
 
 
 def check_attributes(ext4: Ext4, folder: Path) -> None:
-    """See whether `folder` can keep the largest set of extended attributes that an image has, before any is written.
+    """See whether `folder` can keep the largest sets of extended attributes that an image has, before any is written.
 
-    What fits into ext4's inodes and one block of 4 KiB every store of those that pass `check_target` keeps: an image
-    is gone through for this only where it can have more (the feature ea_inode, or larger blocks).
+    An image whose inodes and attribute blocks are of the usual size has no more than a store with the like can keep;
+    any other, or one for a store that can't keep that much (ext4 with blocks of 1 KiB), is gone through for them.
 
     :raises FormatError: the file system is damaged or hostile
     :raises HostError: it can't; names the file that has them
     """
     superblock = ext4.superblock
-    if not superblock.incompat & INCOMPAT_EA_INODE and superblock.block_size <= _USUAL_BLOCK:
-        return
-    largest = max(ext4.walk(), key=lambda entry: sum(map(len, entry.xattrs.values())))
-    if not largest.xattrs:
-        return
+    usual = (
+        not superblock.incompat & INCOMPAT_EA_INODE
+        and superblock.block_size <= _USUAL_BLOCK
+        and superblock.inode_size <= _USUAL_INODE
+    )
     with _scratch(folder) as place:
-        path = _file(place, "attributes")
-        for name, value in largest.xattrs.items():
-            try:
-                os.setxattr(path, f"trusted.netbootd.{name}" if name.startswith("system.") else name, value)
-            except OSError as error:
-                raise cannot_keep(largest, name, value, error) from error
+        if usual and _refused(_file(place, "usual"), _USUAL_SET) is None:
+            return
+        for number, entry in enumerate(_extremes(ext4)):
+            path = place / f"attributes-{number}"
+            if entry.inode.kind is Kind.DIR:
+                path.mkdir()  # default ACLs are for folders only
+            else:
+                path.touch()
+            if (refused := _refused(path, entry.xattrs)) is not None:
+                name, error = refused
+                raise cannot_keep(entry, name, entry.xattrs[name], error) from error
+
+
+def _refused(path: Path, attributes: Mapping[str, bytes]) -> tuple[str, OSError] | None:
+    """The first of some attributes that can't be kept all together, and why; None where they can."""
+    for name, value in attributes.items():
+        try:
+            os.setxattr(path, name, value)
+        except OSError as error:
+            return name, error
+    return None
+
+
+def _extremes(ext4: Ext4) -> list[Entry]:
+    """The entries with the largest set of attributes and with the largest value: stores have bounds of either kind."""
+    largest: dict[str, tuple[int, Entry]] = {}
+    for entry in ext4.walk():
+        if not entry.xattrs:
+            continue
+        room = sum(_ENTRY + (len(name) + 3 & ~3) + (len(value) + 3 & ~3) for name, value in entry.xattrs.items())
+        for kind, size in (("set", room), ("value", max(map(len, entry.xattrs.values())))):
+            if kind not in largest or size > largest[kind][0]:
+                largest[kind] = size, entry
+    return list({entry.path: entry for _, entry in largest.values()}.values())

@@ -327,7 +327,7 @@ def test_an_attribute_too_large_for_the_store_is_refused_before_anything_is_made
     assert list(out.iterdir()) == []
 
 
-def test_attributes_are_tried_out_only_where_an_image_can_have_large_ones(
+def test_images_with_usual_attributes_are_not_gone_through(
     image: Path, large_attribute: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[str] = []
@@ -335,11 +335,50 @@ def test_attributes_are_tried_out_only_where_an_image_can_have_large_ones(
     with opened(large_attribute) as fs:
         check_attributes(fs, out)
     assert tried == ["user.large"]
-    run(["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", image, "16M"])
+    run(["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", image, "16M"])
     with opened(image) as fs:
         monkeypatch.setattr(Ext4, "walk", None)  # it is not gone through at all
         check_attributes(fs, out)
-    assert tried == ["user.large"]
+    assert tried == ["user.large", "trusted.netbootd.block", "trusted.netbootd.inode"]
+
+
+@pytest.mark.parametrize("size", [1024, 2048, 4096])
+@pytest.mark.parametrize(("attributes", "fits"), [({"user.a": 900}, 1024), ({"user.a": 1900}, 2048), (40, 4096)])
+def test_a_store_with_small_blocks_is_tried_with_what_the_image_has(
+    source: Path,
+    tmp_path: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    attributes: dict[str, int] | int,
+    fits: int,
+) -> None:
+    """The store is ext4 with blocks of `size` bytes: one holds an inode's attributes, each with 16 bytes and its name.
+
+    The image's largest value is not in its largest set, which is one of many small ones.
+    """
+    if isinstance(attributes, int):
+        attributes = {f"user.{'n' * 30}-{number}": 40 for number in range(attributes)} | {"user.one": 1}
+    path = make(tmp_path / "image", source, "-b", "4096", "-I", "256", *OWNED, size="16M")
+    lines = [f"ea_set /etc/file {name} {'v' * value}" for name, value in attributes.items()]
+    (tmp_path / "script").write_text("\n".join([*lines, f"ea_set /etc user.single {'v' * 800}", ""]))
+    run(["debugfs", "-w", "-f", tmp_path / "script", path])
+    taken: dict[Path, int] = {}
+
+    def setxattr(path: Path, name: str, value: bytes) -> None:
+        taken[path] = taken.get(path, 36) + 16 + len(name) + len(value)
+        if taken[path] > size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "setxattr", setxattr)
+    with opened(path) as fs:
+        if size >= fits:
+            check_attributes(fs, out)
+        else:
+            with pytest.raises(HostError, match=r"'/etc/file'.*can't keep its attribute user\.") as caught:
+                check_attributes(fs, out)
+            assert caught.value.exit_status == 4
+    assert list(out.iterdir()) == []
 
 
 def test_an_attribute_that_the_store_refuses_ends_the_export(
