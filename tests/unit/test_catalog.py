@@ -326,6 +326,32 @@ async def test_bad_lists_of_checksums(publisher, ring):
         await look_up("noble", publisher, ring=ring)
 
 
+async def test_lists_as_other_systems_write_them(publisher, keys, ring):
+    """A byte order mark, line ends of two characters, text and binary marks, upper case, no end of line at the end."""
+    names = [pi("24.04.10"), pi("24.04.9"), pi("24.04.4")]
+    rows = [f"{number:064X} {mark}{name}" for number, (mark, name) in enumerate(zip("* *", names, strict=True), 10)]
+    for data in ("\ufeff" + "\r\n".join(rows), "\n".join(reversed(rows)), "\r\n".join([*rows[1:], rows[0], ""])):
+        folder = "/releases/noble/release"
+        publisher.files[f"{folder}/SHA256SUMS"] = data.encode()
+        publisher.files[f"{folder}/SHA256SUMS.gpg"] = keys.sign(data.encode(), "publisher")
+        release = await look_up("noble", publisher, ring=ring)
+        assert (release.file_name, release.sha256) == (pi("24.04.10"), f"{10:064x}")
+        assert release.verified
+
+
+@pytest.mark.parametrize("how", ["--clear-sign", "--sign"])
+async def test_a_signed_message_is_no_detached_signature(publisher, keys, ring, how):
+    """It vouches for the text inside, which need not be the list beside it."""
+    ours = f"{sha256(b'ours')} *{pi('24.04.3')}\n".encode()
+    inline = keys.gpg("--armor", "--local-user", "publisher@invalid", how, data=ours)
+    for listed in (ours, ours.replace(b"24.04.3", b"24.04.4")):
+        publisher.files["/releases/noble/release/SHA256SUMS"] = listed
+        publisher.files["/releases/noble/release/SHA256SUMS.gpg"] = inline
+        with pytest.raises(VerificationError) as caught:
+            await look_up("noble", publisher, ring=ring)
+        assert caught.value.exit_status == 6
+
+
 async def test_mirrors_that_are_folders(publisher, keys, ring, tmp_path):
     folder = tmp_path / "my mirror" / "releases" / "noble" / "release"
     publisher.ubuntu("noble", noble("24.04.3"), lambda data: keys.sign(data, "publisher"))

@@ -6,6 +6,7 @@ never made up: the folder keeps only the newest point release, and the list says
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def parse_sums(data: bytes, which: Callable[[str, str], UbuntuImage | None] = re
     :param which: `recognise` or `recognise_iso`
     """
     found = []
-    for line in data.split(b"\n"):
+    for line in data.removeprefix(codecs.BOM_UTF8).split(b"\n"):  # or an older release would be the newest
         match = _LINE.match(line)
         image = which(match[2].decode("ascii"), match[1].decode("ascii").lower()) if match else None
         if image is not None:
