@@ -74,11 +74,13 @@ def _make(member: Member, folder: Path, names: list[str]) -> None:
 def seeds(folder: Path) -> list[bytes]:
     """Ubuntu's and Raspberry Pi OS' trees, with an initramfs that is not compressed."""
     made = []
+    without_nfs = {name: text for name, text in trees.DRACUT.items() if "nfsroot" not in name and ".ko" not in name}
     for number, (config, line, fstab, ramdisk) in enumerate(
         (
             (trees.NOBLE_CONFIG, trees.NOBLE_CMDLINE, trees.UBUNTU_FSTAB, trees.OVERLAYROOT),
             (trees.RASPIOS_CONFIG, trees.BOOKWORM_CMDLINE, trees.RASPIOS_FSTAB, trees.INITRAMFS_TOOLS),
             (trees.NOBLE_CONFIG, trees.NOBLE_CMDLINE, trees.UBUNTU_FSTAB, trees.DRACUT),
+            (trees.NOBLE_CONFIG, trees.NOBLE_CMDLINE, trees.UBUNTU_FSTAB, without_nfs),
         )
     ):
         packed = cpio.write(_members(ramdisk))
@@ -89,7 +91,8 @@ def seeds(folder: Path) -> list[bytes]:
             kernel: b"kernel",
             initrd: packed,
         }
-        root = trees.root_tree(folder / f"root-{number}", fstab=fstab)
+        more = {"usr/lib/klibc/bin/ipconfig": trees.STATIC_PROGRAM}
+        root = trees.root_tree(folder / f"root-{number}", fstab=fstab, more=more)
         made.append(cpio.write([*_members(boot, "boot/"), *_of_folder(root)]))
     return made
 

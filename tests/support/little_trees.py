@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import struct
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,6 +97,9 @@ UNITS = (
     *("systemd-networkd.service", "systemd-networkd.socket", "systemd-networkd-wait-online.service"),
     *("fstrim.timer", "apt-daily.timer", "ssh.service"),
 )
+
+STATIC_PROGRAM = b"\x7fELF\2\1\1" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 183, 1, 0, 0, 0, 0, 64, 56, 0, 0, 0, 0)
+"""An arm64 program of an ELF header alone: it names no interpreter and no library."""
 
 Files = Mapping[str, str | bytes | None]
 """Content by path; a text that begins with ``-> `` is a link, None a folder."""

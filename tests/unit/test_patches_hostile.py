@@ -148,6 +148,12 @@ def test_names_in_config_txt_that_lead_out(tmp_path, outside):
     assert snapshot(outside) == before
 
 
+def test_a_name_in_config_txt_that_no_file_can_have(tmp_path):
+    boot = fill(tmp_path / "boot", {"kernel8.img": "k", "config.txt": "[all]\ncmdline=a\0b\n"})
+    with pytest.raises(FormatError, match="no file can have such a name"):
+        patch(tmp_path, root_tree(tmp_path / "root"), boot)
+
+
 def test_config_files_that_include_each_other(tmp_path):
     boot = fill(
         tmp_path / "boot", {"config.txt": "include a.txt\n", "a.txt": "include config.txt\n", "kernel8.img": "k"}

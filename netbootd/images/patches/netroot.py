@@ -120,13 +120,15 @@ def is_complete(contents: Contents, hooks: Iterable[str]) -> bool:
 
 
 def members(tree: Tree, contents: Contents, folder: str, path: str) -> list[Member]:
-    """The hooks, and the program that gets an address.
+    """The hooks, and the program that gets an address; nothing where they have been added already.
 
     :param tree: the image's root
     :param folder: where dracut's hooks are in this initramfs
     :param path: the initramfs, for messages
     :raises FormatError: nothing in the image can bring up a link
     """
+    if contents.get(f"{folder}/{_MOUNT}"):
+        return []
     found = _networkd(tree, contents) or _ipconfig(tree, contents) or _udhcpc(tree, contents)
     if found is None:
         raise FormatError(

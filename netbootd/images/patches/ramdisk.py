@@ -143,8 +143,8 @@ def _extend(boot: Tree, root: Tree, ramdisk: Ramdisk, overlay: tuple[str, ...]) 
     if members:
         reasons.append("kernel modules for NFS and the layer above it")
     own_mount = ramdisk.generator == DRACUT and not netroot.is_complete(contents, contents.below(_hooks(contents)))
-    if own_mount:
-        members += netroot.members(root, contents, _hooks(contents), ramdisk.path)
+    if own_mount and (hooks := netroot.members(root, contents, _hooks(contents), ramdisk.path)):
+        members += hooks
         reasons.append("hooks that get an address by a program of the image and mount the root")
     if overlay == (OWN_OVERLAY,) and (hook := _overlay_hook(ramdisk)):
         members += hook

@@ -369,6 +369,8 @@ class Tree:
 
     def _place_for(self, path: str, why: str) -> _Place:
         """The place of a name that is to be written; the folders above it are made where they are missing."""
+        if "\0" in path:
+            raise FormatError(f"Writing {self.label}/{path!r} of the image: no file can have such a name.")
         above, _, name = path.rstrip("/").rpartition("/")
         folder = self._resolve(above)
         if folder is None:
