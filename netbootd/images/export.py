@@ -163,7 +163,8 @@ class _Export:
         self._dressing = dressing
         self._open: list[tuple[int, Entry]] = []
         self._entry: Entry | None = None
-        self._linked: dict[int, bytes] = {}  # the first path of inodes that have more than one
+        # The first name of inodes that have more than one: (folder's path, name), as a folder's path is there once.
+        self._linked: dict[int, tuple[bytes, bytes]] = {}
         self._copies = True  # the kernel, from the image into files
         window = ext4.window
         self._landed = window.files if isinstance(window, LandedWindow) else None
@@ -223,7 +224,8 @@ class _Export:
         inode, name = entry.inode, entry.name
         kind = inode.kind
         if entry.again:
-            first, top = self._linked[inode.number], self._open[0][0]
+            folder, base = self._linked[inode.number]
+            first, top = folder + b"/" + base if folder else base, self._open[0][0]
             os.link(first, name, src_dir_fd=top, dst_dir_fd=above, follow_symlinks=False)
             self._dressing.again(entry, first)
             self._count["hard_links"] += 1
@@ -234,7 +236,7 @@ class _Export:
             self._count["folders"] += 1
             return
         if inode.nlink > 1:
-            self._linked[inode.number] = entry.path
+            self._linked[inode.number] = entry.folder, entry.name
         if kind is Kind.FILE:
             self._file(entry, above)
             self._count["files"] += 1

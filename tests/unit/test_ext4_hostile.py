@@ -375,3 +375,13 @@ def survives(image: Path, whole: bytes, changes: dict[int, bytes]) -> bool:
             for at in changes:
                 file.seek(at)
                 file.write(whole[at : at + 4])
+
+
+def test_more_files_with_several_names_than_any_image_has(
+    bases: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = shutil.copy(bases("plain"), tmp_path / "image")
+    debugfs(image, *(f"sif /big/a-longer-name-{number:04} links_count 9" for number in range(20)))
+    assert len(consume(image)) == NAMES
+    monkeypatch.setattr("netbootd.formats.ext4.walk.MAX_LINKED", 20)  # one pair is in the image already
+    refuse(image, "more than 20 files with several names")

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_ENTRIES = 1_500_000
+MAX_LINKED = (
+    250_000  # inodes with several names, of which an exporter remembers the first; the largest images have 5,000
+)
 MAX_DEPTH = 256  # an exporter holds one descriptor a level
 MAX_PATH = 4095  # PATH_MAX without its NUL: what lies deeper no program that serves it could open
 
@@ -116,6 +119,8 @@ class _Walk:
         self._met[inode.number] = 1
         if inode.nlink > 1 and kind is not Kind.DIR:
             self._links[inode.number] = inode.nlink - 1
+            if len(self._links) > MAX_LINKED:
+                raise unsupported(f"it has more than {MAX_LINKED} files with several names", _NONE_SUCH)
         if inode.flags & FLAG_EA_INODE:
             raise damaged(f"{_shown(folder + b'/' + name)} names inode {inode.number}, which holds an attribute")
         extents, target = _NO_EXTENTS, b""
