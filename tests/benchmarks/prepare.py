@@ -110,24 +110,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="a folder on the disk to measure on  [the cache's]")
     arguments = parser.parse_args()
     found, layout = make_archives()
-    rows = []
-    for name in arguments.archives.split(","):
-        archive = found[name]
-        digest = run(["sha256sum", archive]).stdout.split()[0]
-        mine, theirs = [], []
-        # ext4 leaves inodes unused for minutes after their files were deleted, and searches past them for each new one:
-        # nothing is deleted before the last round, lest a round pay for the one before.
-        with tempfile.TemporaryDirectory(prefix="bench-", dir=arguments.work or cache()) as text:
-            for number in range(arguments.rounds):
-                for side in (mine, theirs):
-                    target = Path(text) / f"{number}-{'mine' if side is mine else 'theirs'}"
-                    target.mkdir()
-                    os.sync()
-                    if side is mine:
-                        mine.append(ours(archive, digest, target))
-                    else:
-                        theirs.append(pipeline(archive, layout, target))
-        rows.append(row(name, mine, theirs))
+    # ext4 leaves inodes unused for minutes after their files were deleted, and searches past them for each new one:
+    # nothing is deleted before the last round, lest a round pay for the one before.
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=arguments.work or cache()) as text:
+        rows = [
+            compare(name, found[name], layout, arguments.rounds, Path(text)) for name in arguments.archives.split(",")
+        ]
     peers = [
         version_line(["xz", "--version"]),
         version_line(["zstd", "--version"]),
@@ -138,6 +126,22 @@ def main() -> None:
     print("| archive | side | wall s | CPU s | written MB | peak MB | wall ratio |")
     print("|---|---|---|---|---|---|---|")
     print("\n".join(line for lines in rows for line in lines))
+
+
+def compare(name: str, archive: Path, layout: dict[str, list[int]], rounds: int, folder: Path) -> list[str]:
+    """The rows of one archive; all that is made stays in `folder`."""
+    digest = run(["sha256sum", archive]).stdout.split()[0]
+    mine, theirs = [], []
+    for number in range(rounds):
+        for side in (mine, theirs):
+            target = folder / f"{name}-{number}-{'mine' if side is mine else 'theirs'}"
+            target.mkdir()
+            os.sync()
+            if side is mine:
+                mine.append(ours(archive, digest, target))
+            else:
+                theirs.append(pipeline(archive, layout, target))
+    return row(name, mine, theirs)
 
 
 def row(name: str, mine: list[Figures], theirs: list[Figures]) -> list[str]:
