@@ -45,6 +45,11 @@ class Counts:
     nodes: int = 0
     bytes: int = 0
 
+    @property
+    def names(self) -> int:
+        """All of them."""
+        return self.files + self.folders + self.symlinks + self.hard_links + self.nodes
+
     def as_dict(self) -> dict[str, int]:
         """For image.json."""
         return asdict(self)

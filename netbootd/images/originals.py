@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from netbootd.formats.treeattributes import TreeAttributes
-from netbootd.images.export import Counts, forget_inherited
+from netbootd.images.export import forget_inherited
 
 REVISION = 1
 """To be raised whenever exports come out differently: an older generation is no longer made use of then."""
@@ -138,11 +138,6 @@ def recorded(generation: Path) -> TreeAttributes:
     :raises FormatError: they are damaged
     """
     return TreeAttributes.parse((generation / ORIGINAL / _RECORD).read_bytes())
-
-
-def names(counts: Counts) -> int:
-    """How many names these are."""
-    return counts.files + counts.folders + counts.symlinks + counts.hard_links + counts.nodes
 
 
 @contextmanager

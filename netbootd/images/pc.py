@@ -12,16 +12,16 @@ import fcntl
 import hashlib
 import os
 import re
-import shutil
 import threading
 from pathlib import Path
 
-from netbootd.errors import FormatError, HostError, VerificationError
+from netbootd.errors import FormatError, VerificationError
 from netbootd.formats.iso9660 import Iso9660, IsoFile, is_iso9660
 from netbootd.formats.window import Window
 from netbootd.images.decompress import Stopped
 from netbootd.images.locations import is_file
 from netbootd.images.progress import Progress
+from netbootd.images.room import check_room
 from netbootd.model.facts import PC, ImageFacts
 from netbootd.model.image import Release
 
@@ -72,7 +72,7 @@ def export(archive: Path, release: Release, boot: Path, progress: Progress, stop
             facts = _facts(iso, files, name)
         ours = not (release.own or is_file(release.url))
         linked = ours and _link(archive, boot / name)
-        _check_room(boot, kernel.size + initrd.size + (0 if linked else os.fstat(fd).st_size))
+        check_room(boot, kernel.size + initrd.size + (0 if linked else os.fstat(fd).st_size), "Publishing the ISO")
         progress.total(kernel.size + initrd.size)
         for file, target in ((kernel, KERNEL), (initrd, INITRD)):
             _copy_out(fd, file.offset, file.size, boot / target, progress, stop)
@@ -194,12 +194,3 @@ def _copy(fd: int, offset: int, out: int, at: int, count: int) -> int:
     if not copied:
         raise FormatError("Copying out of an ISO image: the file ends early.", hint="It was cut short meanwhile.")
     return copied
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise HostError(
-            f"Publishing the ISO needs {needed >> 20} MiB, and {folder} has {free >> 20} MiB free.",
-            hint="Free some room (netbootd images prune), or choose another disk with --state.",
-        )

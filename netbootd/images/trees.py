@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from netbootd.errors import FormatError, HostError
+from netbootd.errors import FormatError
 from netbootd.formats.bootroot import find_boot_and_root
 from netbootd.formats.ext4 import Ext4
 from netbootd.formats.fat import Fat
@@ -23,6 +22,7 @@ from netbootd.images.decompress import Stopped, decompress
 from netbootd.images.dressing import RecordDressing, StoreDressing
 from netbootd.images.export import Counts, export_ext4, export_fat
 from netbootd.images.progress import Progress
+from netbootd.images.room import check_room
 from netbootd.images.sdcard import stage_card
 from netbootd.images.target import check_attributes
 from netbootd.model.image import CARD, Generation, ImageSpec, Release
@@ -87,7 +87,9 @@ def from_archive(
         boot_partition, root_partition = find_boot_and_root(image.window, table)
         fat = Fat(image.window.sub(boot_partition.offset, boot_partition.size))
         ext4 = Ext4(image.window.sub(root_partition.offset, root_partition.size))
-        _check_room(work, fat.used_bytes + ext4.used_bytes - (image.landed.size if image.landed else 0))
+        check_room(
+            work, fat.used_bytes + ext4.used_bytes - (image.landed.size if image.landed else 0), "Exporting the image"
+        )
         if not record:
             check_attributes(ext4, work)
         boot, root = work / "boot", work / "root"
@@ -130,7 +132,7 @@ def from_generation(
     progress.step(f"Taking over generation {generation.id}")
     try:
         manifest = generations.manifest(generation)
-        expected = {part: originals.names(Counts(**count)) for part, count in manifest["counts"].items()}
+        expected = {part: Counts(**count).names for part, count in manifest["counts"].items()}
         progress.total(sum(expected.values()))
         made = originals.clone(generation.path, work, _stoppable(progress, stop))
         record = originals.recorded(generation.path) if manifest.get("unprivileged") else None
@@ -153,12 +155,3 @@ def _stoppable(progress: Progress, stop: threading.Event) -> Callable[[int], Non
         progress.advance(amount)
 
     return advance
-
-
-def _check_room(work: Path, needed: int) -> None:
-    free = shutil.disk_usage(work).free
-    if free < needed:
-        raise HostError(
-            f"Exporting the image needs {needed >> 20} MiB, and {work} has {free >> 20} MiB free.",
-            hint="Free some room (netbootd images prune), or choose another disk with --state.",
-        )

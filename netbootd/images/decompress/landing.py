@@ -26,6 +26,7 @@ from netbootd.formats.ext4.superblock import OFFSET, SIZE, Superblock, parse_sup
 from netbootd.formats.partitions import Partition, read_table
 from netbootd.formats.window import Window
 from netbootd.images.decompress.sparse import RESERVE, SparseFile
+from netbootd.images.room import check_room
 
 TABLE = 64 << 10
 """Bytes from the image's start that have to be there before its partition table is read."""
@@ -75,9 +76,6 @@ class Landed:
         self._stretches: list[_Stretch] = []
         self._starts: list[int] | None = None  # of the stretches in order, once they are complete
         self._amounts: dict[int, int] = {}  # bytes that each file has
-
-    def __len__(self) -> int:
-        return len(self._stretches)
 
     @property
     def size(self) -> int:
@@ -333,7 +331,8 @@ class LandingFile(SparseFile):
             return
         if not forecast.can_be_told(superblock):
             return
-        self._check_room(superblock)
+        needed = superblock.used_blocks * superblock.block_size + RESERVE
+        check_room(self.folder, needed, "Exporting the image")
         self.landed.partition = root.offset
         start, length = forecast.descriptors(superblock)
         self._wait(root.offset + start, length, lambda: self._see_descriptors(root, superblock))
@@ -363,17 +362,6 @@ class LandingFile(SparseFile):
                 self._plan = ([*starts[:low], *between, *starts[high:]], [*plan[:low], *middle, *plan[high:]])
 
         return see
-
-    def _check_room(self, superblock: Superblock) -> None:
-        """Tell that there is too little room before the disk is full."""
-        needed = superblock.used_blocks * superblock.block_size + RESERVE
-        found = os.fstatvfs(self.fd)
-        free = found.f_bavail * found.f_frsize
-        if free < needed:
-            raise HostError(
-                f"Exporting the image needs {needed >> 20} MiB, and {self.folder} has {free >> 20} MiB free.",
-                hint="Free some room (netbootd images prune), or choose another disk with --state.",
-            )
 
 
 class _Incomplete(Window):
