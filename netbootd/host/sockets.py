@@ -31,6 +31,25 @@ def listen_tcp(address: str, port: int, *, what: str, option: str) -> socket.soc
     return listener
 
 
+def pace_by_loss(listener: socket.socket) -> str:
+    """Have the connections of a TCP listener controlled by loss where the host's default is BBR; tells what they have.
+
+    BBR is made for long ways. It paces each connection by a timer of its own, which on a quick way costs about half of
+    the throughput and a third of the CPU time (docs/benchmarks.md). Any other choice of the host is kept.
+    CUBIC is taken where this process may have it, else Reno, which is always there (tcp(7), TCP_CONGESTION).
+    """
+    chosen = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).partition(b"\0")[0].decode()
+    if not chosen.startswith("bbr"):
+        return chosen
+    for name in ("cubic", "reno"):
+        try:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+        except OSError:
+            continue
+        return name
+    return chosen
+
+
 def bind_error(error: OSError, address: str, port: int, *, what: str, option: str) -> HostError:
     """What to tell the operator when a port can't be had."""
     where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from netbootd.errors import BusyError, DeniedError, NetbootdError, NotFoundError
-from netbootd.host.sockets import listen_tcp
+from netbootd.host.sockets import listen_tcp, pace_by_loss
 from netbootd.httpd.answer import SENDER
 from netbootd.httpd.connections import ConnectionGuard, ConnectionLimits
 from netbootd.httpd.peers import peer_address
@@ -117,6 +117,7 @@ class HttpServer:
         assert handlers is not None
         self.connections.start()
         for listener in self._sockets:
+            pace_by_loss(listener)
             self._servers.append(
                 await asyncio.get_running_loop().create_server(
                     lambda: self.connections.protocol(handlers()), sock=listener, backlog=1024

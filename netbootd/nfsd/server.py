@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from netbootd.errors import HostError
+from netbootd.host.sockets import pace_by_loss
 from netbootd.nfsd import rpcbind
 from netbootd.nfsd.acl import NFSACL_PROGRAM, NFSACL_V3, NfsAclV3
 from netbootd.nfsd.connection import Connection, Counters, Shared
@@ -255,6 +256,7 @@ class EmbeddedServer:
         dispatcher = Dispatcher(programs, refused=self._refused_port if secure else None)
         for sock in sockets:
             self._listeners.append(sock)
+            pace_by_loss(sock)
             loop.add_reader(sock.fileno(), self._accept, sock, dispatcher)
 
     # ------------------------------------------------------------------ serving
