@@ -74,9 +74,14 @@ class ConnectedChannel:
             try:
                 self.sock.sendmsg(datagrams)
             except OSError as error:
-                return datagrams if _must_wait(error) else []
+                return self.unsent(datagrams, error)
             return []
         return self._burst(datagrams)
+
+    @staticmethod
+    def unsent(datagrams: Datagrams, error: OSError) -> Datagrams:
+        """What `send` returns or raises when sending a single datagram failed like that."""
+        return datagrams if _must_wait(error) else []
 
     def _burst(self, datagrams: Datagrams) -> Datagrams:
         size = len(datagrams[0]) + len(datagrams[1])

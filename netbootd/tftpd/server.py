@@ -272,6 +272,7 @@ class TftpServer:
                 agreement,
                 known.continued() if known else RoundTrip(),
                 contents.intact,
+                contents.frames(agreement.blksize) if agreement.windowsize == 1 else None,
             )
             session = Session(asked, transfer, contents, channel, now, self._finished)
             if isinstance(channel, ConnectedChannel):
@@ -311,9 +312,9 @@ class TftpServer:
     # Sessions
 
     def _reader_of(self, session: Session, sock: socket.socket) -> ReadyCallback:
-        """What is called for each ACK, and so does what `Session.readable` does itself."""
+        """What is called for each ACK: the hot path of `Session.readable`."""
         receive, transfer, watch, buffer = sock.recv_into, session.transfer, self._watch, self._buffer
-        datagram = session.datagram
+        datagram, follow, send = session.datagram, transfer.follow, sock.send
 
         def ready(now: float) -> None:
             try:
@@ -321,7 +322,15 @@ class TftpServer:
             except OSError as error:
                 session.unreadable(error, now)
                 return
-            datagram(buffer, size, now)
+            data = None
+            try:
+                data = follow(buffer, size, now)
+                if data is None:
+                    datagram(buffer, size, now)
+                else:
+                    send(data)
+            except Exception as error:
+                session.unsent(data, error, now)
             if transfer.deadline < session.due:
                 watch(session)
 

@@ -124,6 +124,18 @@ class Session:
         if transfer.ended is not None:
             self._finished(self, now)
 
+    def unsent(self, data: memoryview | None, error: Exception, now: float) -> None:
+        """`Transfer.follow` raised this, or sending what it returned did."""
+
+        def left(_: float) -> None:
+            if data is None or not isinstance(error, OSError):
+                raise error
+            self._left = ConnectedChannel.unsent([data, b""], error)
+
+        self._guarded(left, now)
+        if self._left and not self.over:
+            self._wait(now)
+
     def expired(self, now: float) -> None:
         """The transfer's deadline has passed."""
         if not self._left:

@@ -4,7 +4,8 @@ This is fbtftp's home here. Its ``ResponseData`` (read, size, close) is the cont
 shares, so sources written for fbtftp can be served; its constants are the numbers of the errors on the wire; its
 ``NetasciiReader`` is the idea of `NetasciiSource`, which neither keeps the file in memory nor looks at single octets.
 
-Small contents are read at once. Larger files are mapped, one mapping for all clients that read the same file. A mapped
+Small contents are read at once. Larger files are opened and mapped once for all clients that read the same file: who
+asks for one block at a time is sent what `netbootd.tftpd.frames` reads, who asks for windows what is mapped. A mapped
 file that is cut short would kill whoever touches the missing pages; here only the kernel does, inside sendmsg, and
 that fails with EFAULT. Nothing in this program may look into a mapping. What can be neither held nor mapped is
 streamed: read front to back, keeping one window.
@@ -23,6 +24,7 @@ from fbtftp.base_server import ServerStats
 
 from netbootd.errors import BusyError, DeniedError, NetbootdError, NotFoundError
 from netbootd.model.resource import ByteSource, FileSource, MemorySource, Resource
+from netbootd.tftpd.frames import Frames
 from netbootd.tftpd.packets import ErrorCode, Mode
 from netbootd.tftpd.transfer import Buffer, Payload
 
@@ -134,6 +136,10 @@ class _Mapping:
         self.key = key
         self.users = 0
 
+    def fileno(self) -> int:
+        """The descriptor, valid until `close`."""
+        return self._source.fileno()
+
     def intact(self) -> bool:
         """Whether the file still has the size and date it was opened with. Being replaced or removed is no change."""
         return _key_of(self._source.fileno()) == self.key
@@ -153,9 +159,12 @@ def _key_of(fd: int) -> tuple[int, ...]:
 
 
 class Contents:
-    """What one transfer sends: `payload`, its `size`, whether it is still `intact`; `close` when done."""
+    """What one transfer sends: `payload`, its `size`, whether it is still `intact`; `close` when done.
 
-    __slots__ = ("_close", "intact", "payload", "size")
+    :param fd: the descriptor of a large file; -1: there is none
+    """
+
+    __slots__ = ("_close", "_fd", "intact", "payload", "size")
 
     def __init__(
         self,
@@ -163,8 +172,14 @@ class Contents:
         size: int,
         intact: Callable[[], bool] = lambda: True,
         close: Callable[[], None] = lambda: None,
+        fd: int = -1,
     ) -> None:
         self.payload, self.size, self.intact, self._close = payload, size, intact, close
+        self._fd = fd
+
+    def frames(self, blksize: int) -> Frames | None:
+        """The contents as packets, where they are a large file."""
+        return Frames(self._fd, self.size, blksize) if self._fd >= 0 else None
 
     def close(self) -> None:
         """Free what is held. May be called twice."""
@@ -238,7 +253,7 @@ class Opener:
                     del self._mappings[key]
                 mapping.close()
 
-        return Contents(mapping.view, key[2], mapping.intact, close)
+        return Contents(mapping.view, key[2], mapping.intact, close, mapping.fileno())
 
 
 def reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable
 from typing import Protocol
 
+from netbootd.tftpd.frames import Frames
 from netbootd.tftpd.options import Agreement
 from netbootd.tftpd.packets import ErrorCode, Opcode, decode_error, encode_error, encode_oack, header
 from netbootd.tftpd.timing import RoundTrip
@@ -67,6 +68,7 @@ class Transfer:
 
     :param size: octets of `payload`
     :param intact: asked once, before the last block leaves: is the file still what it was when it was opened?
+    :param frames: the same file as packets, where windows are of one block
     """
 
     __slots__ = (
@@ -74,6 +76,7 @@ class Transfer:
         "_doubtful",
         "_doubtful_took",
         "_doubtful_until",
+        "_frames",
         "_intact",
         "_oack",
         "_payload",
@@ -103,8 +106,10 @@ class Transfer:
         agreement: Agreement,
         round_trip: RoundTrip,
         intact: Callable[[], bool] = lambda: True,
+        frames: Frames | None = None,
     ) -> None:
         self._payload = payload
+        self._frames = frames
         self.size = size
         self.agreement = agreement
         self.blksize = agreement.blksize
@@ -156,27 +161,49 @@ class Transfer:
         (word,) = _WORD.unpack_from(packet)
         if word != self._awaited:
             return self._unexpected(packet, size, word, now)
-        # The hot path: all that was sent has arrived.
+        # All that was sent has arrived.
         acked = self.acked = self.last
         if self.retries:
             self._settle(now)
         else:
-            elapsed, smoothed = now - self.sent_at, self.round_trip.smoothed
-            if not acked & 7 or elapsed > 2 * smoothed or 2 * elapsed < smoothed:
-                self.round_trip.sample(elapsed)
+            self._measure(now)
         block = acked + 1
-        if block < self.blocks and self.windowsize == 1:  # a Pi's next block: what _send would do, in half the time
-            self.last, self._awaited = block, _ACK | block & 0xFFFF
-            self.sent_at = self.silent_since = now
-            self.deadline = now + (self.timeout or self.round_trip.wait)
-            self.retries = 0
-            self.postponed = False
-            at = acked * self.blksize
-            return [header(block), self._payload[at : at + self.blksize]]
         if block > self.blocks:
             self.ended = Ending.SENT
             return None
         return self._send(block, now)
+
+    def follow(self, packet: bytearray | bytes, size: int, now: float) -> memoryview | None:
+        """The hot path: a Pi has acknowledged a block of a large file. The next DATA packet, in one piece.
+
+        It does what `receive` would, in half the time, and only that: None means that nothing has changed, and that
+        `receive` is to take the packet in.
+
+        :raises EOFError: the file has become shorter
+        :raises OSError: it can't be read
+        """
+        frames, block = self._frames, self.last + 1
+        if (
+            frames is None
+            or size < 4
+            or _WORD.unpack_from(packet)[0] != self._awaited
+            or self.retries
+            or block >= self.blocks
+        ):
+            return None
+        data = frames.packet(block)
+        self._measure(now)
+        self.acked, self.last, self._awaited = self.last, block, _ACK | block & 0xFFFF
+        self.sent_at = self.silent_since = now
+        self.deadline = now + (self.timeout or self.round_trip.wait)
+        self.postponed = False
+        return data
+
+    def _measure(self, now: float) -> None:
+        """Take in a round trip, where it tells something new or as every eighth."""
+        elapsed, smoothed = now - self.sent_at, self.round_trip.smoothed
+        if not self.last & 7 or elapsed > 2 * smoothed or 2 * elapsed < smoothed:
+            self.round_trip.sample(elapsed)
 
     def expire(self, now: float) -> Datagrams | None:
         """The `deadline` has passed without an answer: send again, or give up."""
@@ -260,6 +287,7 @@ class Transfer:
     def release(self) -> None:
         """Let go of the file, once the transfer is over."""
         self._payload = b""
+        self._frames = None
 
     def _send(self, first: int, now: float) -> Datagrams | None:
         """The window that begins with block `first`."""
@@ -270,8 +298,10 @@ class Transfer:
             if self.last < last and not self._intact():
                 return self.fail("the file was changed while it was being sent")
         at = (first - 1) * blksize
-        if first == last:
-            out: Datagrams = [header(first), payload[at : at + blksize]]
+        if self._frames is not None:
+            out: Datagrams = [self._frames.packet(first), b""]
+        elif first == last:
+            out = [header(first), payload[at : at + blksize]]
         else:
             out = []
             for block in range(first, last + 1):
