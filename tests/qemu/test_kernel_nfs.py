@@ -130,8 +130,9 @@ def test_a_client_boots_from_the_kernels_server(place: Place) -> None:
 
 
 def test_it_serves_what_our_own_server_does(place: Place) -> None:
-    """File by file, by NFSv3 and NFSv4.2; /etc/shadow to root alone; and on through the death of both processes."""
-    place.server.put((REPOSITORY / "tests/support/nfs_compare.py").read_text(), "/tmp/compare.py")
+    """File by file and call by call; /etc/shadow to root alone; and on through the death of both processes."""
+    for name in ("nfs_compare.py", "nfs_special.py"):
+        place.server.put((REPOSITORY / "tests/support" / name).read_text(), f"/tmp/{name}")
     current = place.server.run("readlink /var/lib/netbootd/images/noble/current").strip()
     told = json.loads(
         place.server.run(
@@ -142,11 +143,16 @@ def test_it_serves_what_our_own_server_does(place: Place) -> None:
             " /opt/netbootd/bin/netbootd --state /run/own serve --nfs embedded --bind 127.0.0.1 --nfs-port 12049"
             " --portmap-port off --tftp-port 0 --http-port 0 --ready-file /run/own/ready;"
             " until test -e /run/own/ready; do sleep 0.2; done;"
-            f" python3 /tmp/compare.py /var/lib/netbootd/images/noble/{current}/root /run/own; systemctl stop own"
+            f" python3 /tmp/nfs_compare.py /var/lib/netbootd/images/noble/{current}/root /run/own; systemctl stop own"
         ).splitlines()[-1]
     )
     assert told["entries"] > 30
     assert told["differences"] == {"kernel, NFSv3": [], "kernel, NFSv4.2": [], "embedded, NFSv3": []}
+    for name, found in told["special"].items():
+        assert found["differences"] == [], name
+        assert set(found["refused"].values()) <= {"EROFS", "EACCES", "EOPNOTSUPP"}, (name, found["refused"])
+        assert found["refused"]["make a folder"] == found["refused"]["change a mode"] == "EROFS"
+    assert told["special"]["embedded, NFSv3"] == told["special"]["kernel, NFSv3"]
     assert all(statuses == [0, 1] for statuses in told["shadow"].values()), told["shadow"]
     assert len(told["clients"]) == 1 and "minor version: 2" in told["clients"][0]
     assert told["killed"] == {"same": True, "units": "active active"}

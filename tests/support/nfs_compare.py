@@ -2,8 +2,9 @@
 
 ``python3 nfs_compare.py ROOT OWN_STATE``: ROOT, a generation's root, is mounted from the kernel's server by NFSv3 and
 NFSv4.2, and from an embedded server of its own (state folder OWN_STATE, port 12049) by NFSv3. Every entry is compared:
-type, mode, owner, links, size, device numbers, times, inode number, ACL, content. Then the privileged part and the
-service are killed while a file is read. Prints JSON. Standard library only: it is not netbootd that runs it.
+type, mode, owner, links, size, device numbers, times, inode number, ACL, content. Each mount goes through
+nfs_special.py, which lies beside this file. Then the privileged part and the service are killed while a file is read.
+Prints JSON. Standard library only: it is not netbootd that runs it.
 """
 
 from __future__ import annotations
@@ -87,8 +88,14 @@ def differences(expected: dict[str, Any], seen: dict[str, Any], version: int) ->
 def mounted(place: str, kind: str, source: str, options: str) -> str:
     os.makedirs(place, exist_ok=True)
     # without mount.nfs, which the machine doesn't have: the kernel asks MOUNT itself
-    subprocess.run(["mount", "-i", "-t", kind, "-o", f"ro,{options}", f"127.0.0.1:{source}", place], check=True)
+    subprocess.run(["mount", "-i", "-t", kind, "-o", f"rw,{options}", f"127.0.0.1:{source}", place], check=True)
     return place
+
+
+def special(local: str, place: str) -> Any:
+    script = Path(__file__).with_name("nfs_special.py")
+    done = subprocess.run([sys.executable, script, local, place], capture_output=True, text=True)
+    return json.loads(done.stdout) if done.stdout else {"differences": [done.stderr], "refused": {}}
 
 
 def as_user(uid: int, path: str) -> int:
@@ -138,6 +145,7 @@ def main(root: str, own: str) -> None:
     told["shadow"] = {
         name: [as_user(uid, f"{place}/etc/shadow") for uid in (0, 1000)] for name, (place, _) in places.items()
     }
+    told["special"] = {name: special(root, place) for name, (place, _) in places.items()}
     told["clients"] = [path.read_text() for path in Path("/proc/fs/nfsd/clients").glob("*/info")]
     files = [row for row in expected.items() if "content" in row[1] and row[1]["st_size"] <= _WHOLE]
     largest = max(files, key=lambda row: row[1]["st_size"])
