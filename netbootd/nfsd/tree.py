@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from netbootd.formats.treeattributes import Attributes
 from netbootd.nfsd import attributes, records
 from netbootd.nfsd.attributes import Facts
+from netbootd.nfsd.listings import Listings
 from netbootd.nfsd.records import Recorded, Source
 
 _log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Tree:
         self._acls: dict[int, tuple[bytes, bytes]] = {}
         self._unreadable: set[int] = set()
         self._by_key: array[int] | None = None
+        self.listings = Listings()
 
     def close(self) -> None:
         """Give back the root's descriptor. May be called twice; the last reference that goes does it, too: a thread

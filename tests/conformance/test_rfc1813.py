@@ -418,6 +418,7 @@ STRANGER = auth_sys(54321, 54321)
 async def test_others_are_refused_what_root_may(client: Client, tree: Path, root: bytes) -> None:
     shadow = await client.walk(root, "etc/shadow")
     closed = await client.lookup(root, b"closed")
+    assert len(await client.list_all(closed, plus=True)) == 3  # to root: the answer is kept, and still only root's
     assert await client.read(shadow, 0, 100) == (b"secret", True)
     assert await client.access(shadow) == 0x01
     assert await client.access(closed) == 0x03
