@@ -1,6 +1,8 @@
-"""``netbootd config``: the configuration checked, and as it takes effect."""
+"""``netbootd config``: the configuration checked, and as it takes effect; secrets for its documents."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -10,7 +12,7 @@ from netbootd.cli.output import emit_json, note, say
 
 @click.group()
 def command() -> None:
-    """Check and show netbootd.toml."""
+    """Check and show netbootd.toml; make secrets for its documents."""
 
 
 @command.command(short_help="Tell every fault of netbootd.toml and cloud-init.")
@@ -56,3 +58,25 @@ def show(program: Program, as_json: bool) -> None:
         emit_json(as_dict(program.config))
     else:
         say(as_toml(program.config).rstrip("\n"))
+
+
+@command.command(short_help="Make files of random characters, for ${file:…}.")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@json_option
+@pass_program
+def secret(program: Program, files: tuple[Path, ...], as_json: bool) -> None:
+    """Make each of FILES a secret for ${file:FILE}: 64 random hex digits that only the file's owner can read.
+
+    Relative to netbootd.toml, as in documents. A file that is there stays as it is.
+    """
+    from netbootd.cloudinit.minting import mint
+    from netbootd.config.loader import discover
+
+    config = discover(program.config_option)
+    base = config.absolute().parent if config else Path.cwd()
+    made = [(base / file.expanduser(), mint(base / file.expanduser())) for file in files]
+    if as_json:
+        emit_json({"secrets": [{"path": str(path), "changed": new} for path, new in made]})
+        return
+    for path, new in made:
+        say(f"{path}: made." if new else f"{path}: is there already, and stays as it is.")

@@ -25,7 +25,7 @@ COMMANDS = {
     "nodes": "List and explain nodes; write a seed ISO for one.",
     "images": "List generations of images; activate, roll back, prune.",
     "events": "Show boot events, oldest first.",
-    "config": "Check and show netbootd.toml.",
+    "config": "Check and show netbootd.toml; make secrets for its documents.",
     "doctor": "Look at this host: ports, privileges, addresses, room, clock; install the systemd units.",
     "nfs-kernel": "The privileged part of serving NFS by the kernel; a systemd unit runs it.",
     "vm": "The Multipass virtual machine that serves the network, from any workstation.",

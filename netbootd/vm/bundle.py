@@ -112,6 +112,7 @@ def _site(config: Config, home: Path, faults: list[str], notes: list[str]) -> di
     folders |= {folder for node in config.nodes for folder in (*node.cloud_init, *node.boot_files)}
     wanted: list[Path] = list(config.defaults.ssh_authorized_keys)
     for folder in sorted(folders):
+        wanted += _filled_in(folder, config.base)
         if not _is_below(folder, config.base) and _is_below(folder.resolve(), shipped):
             continue  # comes with the program
         place = _place(folder, config.base, home)
@@ -119,7 +120,6 @@ def _site(config: Config, home: Path, faults: list[str], notes: list[str]) -> di
             faults.append(f"{folder} is outside of {config.base}")
             continue
         found |= _below(folder, place)
-        wanted += _filled_in(folder, config.base)
     for path in wanted:
         place = _place(path, config.base, home)
         if not path.is_file():

@@ -44,6 +44,19 @@ def test_what_ships_is_what_cloud_init_expects(judge, configured):
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("overlays", [["netboot", "k3s", "k3s-server"], ["netboot", "k3s", "k3s-agent"], ["sdcard"]])
+def test_every_overlay_that_ships_is_what_cloud_init_expects(judge, configured, overlays):
+    for name in ("secrets/k3s-token", "secrets/k3s-node-password", "k3s-server"):
+        (configured / name).parent.mkdir(exist_ok=True)
+        (configured / name).write_text("what\n")
+    folders = [str(assets.find("cloud-init", "overlays", name)) for name in overlays]
+    text = (configured / "netbootd.toml").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("cloud_init")]
+    (configured / "netbootd.toml").write_text("\n".join([*lines, f"cloud_init = {folders}".replace("'", '"')]))
+    assert check(load(configured / "netbootd.toml")) == []
+
+
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("document", "text", "says"),
     [
