@@ -1,6 +1,7 @@
 """Our documents before cloud-init itself: its schema, its Jinja."""
 
 import os
+import subprocess
 
 import pytest
 
@@ -70,6 +71,19 @@ def test_what_cloud_init_would_refuse_is_told_beforehand(judge, configured, docu
     assert fault.startswith(f"valar-0: {document}: cloud-init schema: ")
     assert says in fault
     assert fault.isprintable()
+
+
+@pytest.mark.timeout(600)
+def test_nodes_of_the_same_folders_are_judged_together(judge, configured, monkeypatch):
+    asked = []
+    ask = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **more: asked.append(command) or ask(command, **more))
+    nodes = [f'[[node]]\nname = "pi-{number}"\nserial = "{number:08x}"\ncloud_init = ["node"]\n' for number in range(5)]
+    (configured / "netbootd.toml").write_text("\n".join(['[defaults]\nssh_authorized_keys = ["key.pub"]', *nodes]))
+    (configured / "node" / "user-data").write_text("#cloud-config\ngrowpart: {mode: sometimes}\n")
+    (fault,) = check(load(configured / "netbootd.toml"))
+    assert fault.startswith("pi-0, pi-1 and 3 more: user-data: cloud-init schema: ")
+    assert len(asked) == 4  # both documents, of these nodes and of an unknown one
 
 
 @pytest.mark.timeout(600)
