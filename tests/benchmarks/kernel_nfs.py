@@ -18,19 +18,17 @@ import tempfile
 from pathlib import Path
 
 from tests.benchmarks.setting import describe
-from tests.support.debian_server import ext4, server_image, wheels
-from tests.support.netlab import Lab
-from tests.support.server_machine import ServerMachine
+from tests.support.desk import desk
 
 GENERATION = "0123456789abcdef"
 ROOT = f"/var/lib/netbootd/images/bench/{GENERATION}/root"
-INSTALL = """
+FILES = f"""
 set -e
-python3 -m venv --without-pip /opt/netbootd
-pip --python /opt/netbootd/bin/python install --quiet --no-index --find-links /wheels --no-compile netbootd
-/opt/netbootd/bin/python -c 'import netbootd.service.supervisor, netbootd.service.kernelnfs'
-/opt/netbootd/bin/netbootd doctor --install-units
-systemctl disable --quiet netbootd netbootd-nfs
+mkdir -p {ROOT}/many {ROOT}/../boot
+head -c 100000000 /dev/urandom > {ROOT}/large
+for number in $(seq 0 999); do echo x > {ROOT}/many/$number; done
+echo '{{}}' > {ROOT}/../image.json
+ln -s {GENERATION} {ROOT}/../../current
 printf '[nfsd]\\ngrace-time=1\\nlease-time=10\\n' > /etc/nfs.conf.d/bench.conf  # else NFSv4 waits for 90 s
 """
 PLAIN = f"""
@@ -69,20 +67,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     runs: dict[str, list[list[float]]] = {"netbootd": [], "nfs-utils": []}
-    with tempfile.TemporaryDirectory(prefix="bench-", dir="/var/tmp") as text, Lab(Path(text) / "lab") as lab:
-        folder = Path(text)
-        make_state(folder / "state")
-        ext4(folder / "state", folder / "state.img", "state", "400M")
-        server = ServerMachine(lab, server_image(), [wheels(folder), folder / "state.img"])
-        server.put('[server]\nallow = ["127.0.0.0/8"]\n', "/etc/netbootd/netbootd.toml")
-        server.put(MEASURE, "/root/measure.py")
-        server.run(INSTALL, timeout=400)
-        kernel = server.run("uname -r").strip()
-        utils = server.run("dpkg-query -Wf '${Version}' nfs-kernel-server").strip()
+    with tempfile.TemporaryDirectory(prefix="bench-", dir="/var/tmp") as text, desk(Path(text)) as place:
+        place.lifecycle.up()
+        place.run(FILES)
+        (Path(text) / "measure.py").write_text(MEASURE)
+        place.put(Path(text) / "measure.py", "/root")
+        kernel = place.run("uname -r")
+        utils = place.run("dpkg-query -Wf '${Version}' nfs-kernel-server")
         for _ in range(rounds):
             for name, setup in (("nfs-utils", PLAIN), ("netbootd", OURS)):
-                server.run(setup, check=False)
-                told = server.run(f"python3 /root/measure.py {ROOT}", timeout=600)
+                place.ask(setup)
+                told = place.run(f"python3 /root/measure.py {ROOT}", timeout=600)
                 runs[name].append(json.loads(told.splitlines()[-1]))
                 print(name, *(f"{value:.1f}" for value in runs[name][-1]), file=sys.stderr, flush=True)
     print(describe("python -m tests.benchmarks.kernel_nfs", [f"within: Linux {kernel}", f"nfs-kernel-server {utils}"]))
@@ -94,18 +89,6 @@ def main() -> None:
         print(f"| {name} | {' | '.join(f'{value:,.0f}' for value in values)} |")
     ratios = [mine / theirs for mine, theirs in zip(medians["netbootd"], medians["nfs-utils"], strict=True)]
     print(f"\nnetbootd: {', '.join(f'{ratio:.2f} ×' for ratio in ratios)}.")
-
-
-def make_state(state: Path) -> None:
-    """A state folder with one generation, whose root has a large file and many small ones."""
-    root = state / "images/bench" / GENERATION / "root"
-    (root / "many").mkdir(parents=True)
-    (root / "large").write_bytes(bytes(range(256)) * (100_000_000 // 256))
-    for number in range(1000):
-        (root / "many" / str(number)).write_bytes(b"x")
-    (root.parent / "boot").mkdir()
-    (root.parent / "image.json").write_text("{}")
-    (root.parent.parent / "current").symlink_to(GENERATION)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.collector import URL, Report
+from tests.support.collector import Report
 from tests.support.image_cache import DiskImage, full_image
+from tests.support.lab_report import write_report
 from tests.support.machine import Machine
 from tests.support.manifest import differences
 from tests.support.netlab import SERVER
@@ -42,36 +43,6 @@ name = "valar-0"
 serial = "SERIAL"
 mac = "BOARD"
 hostname = "aule"
-"""
-
-REPORT = """#cloud-config
-write_files:
-  - path: /usr/local/sbin/lab-report
-    permissions: '0755'
-    content: |
-      #!/bin/sh
-      state=$(timeout 300 systemctl is-system-running --wait)
-      {
-          echo "STATE $state"
-          echo "FAILED $(systemctl --failed --no-legend --plain | cut -d' ' -f1 | tr '\\n' ' ')"
-          echo "DBUS $(systemctl is-active dbus)"
-          echo "MULTI-USER $(systemctl is-active multi-user.target)"
-          echo "CLOUD-INIT $(cloud-init status)"
-          echo "HOSTNAME $(hostname)"
-          echo "MACHINE-ID $(cat /etc/machine-id)"
-          echo "ADDRESSES $(ip -4 -o addr show scope global | sed 's/.*inet \\([0-9.]*\\).*/\\1/' | tr '\\n' ' ')"
-          echo "ROOT $(findmnt -no FSTYPE /)"
-          echo "LOWER $(findmnt -no FSTYPE,SOURCE /media/root-ro)"
-          echo "HOST-KEY $(cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub)"
-          echo "PASSWORDS $(cut -d: -f1,2 /etc/shadow | grep -v ':[!*]' | tr '\\n' ' ')"
-          echo "UPTIME $(cut -d' ' -f1 /proc/uptime)"
-          echo "-- for people --"
-          cloud-init status --long; systemd-analyze time; ip -br addr; cat /proc/cmdline
-          journalctl -b -p warning --no-pager | tail -60
-      } > /run/lab-report.txt 2>&1
-      curl -s --retry 5 --data-binary @/run/lab-report.txt COLLECTOR/report/$(cat /sys/class/net/e*/address)
-runcmd:
-  - [systemd-run, --no-block, --unit=lab-report, /usr/local/sbin/lab-report]
 """
 
 
@@ -125,8 +96,7 @@ def rack(image: DiskImage, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         arch="x86_64",
         lease=f"{LEASE_SECONDS}s",
     ) as rack:
-        (folder / "report").mkdir()
-        (folder / "report" / "user-data").write_text(REPORT.replace("COLLECTOR", URL))
+        write_report(folder / "report")
         rack.netbootd.command("prepare", "--source", image.path, "--name", "noble", "--advertise", SERVER)
         rack.netbootd.serve()
         yield rack

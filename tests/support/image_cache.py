@@ -118,8 +118,8 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def main(names: Sequence[str]) -> None:
-    from tests.support.debian_server import server_image
     from tests.support.layout_images import layouts_folder
+    from tests.support.server_image import server_image
 
     makers = {"tiny": tiny_image, "mini": mini_image, "server": server_image, "full": full_image}
     makers |= {"layouts": layouts_folder}

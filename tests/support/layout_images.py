@@ -21,7 +21,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support import debian_server, imageparts
+from tests.support import imageparts, server_image
 from tests.support.image_cache import cache, locked
 from tests.support.imageparts.bootpart import boot_files, make_fat
 from tests.support.imageparts.disk import assemble as assemble_disk
@@ -186,7 +186,7 @@ def _make(folder: Path) -> None:
         for updated in ("etc/.updated", "var/.updated"):  # else the first boot is taken for one after an upgrade
             (root / updated).touch()
             shutil.copystat(root / "usr", root / updated)
-        debian_server.ext4(root, folder / "root", "writable", _ROOT_SIZE)
+        server_image.ext4(root, folder / "root", "writable", _ROOT_SIZE)
     tree.unlink()
 
 

@@ -112,12 +112,14 @@ class Rack:
             raise AssertionError(f"{board.name} found nothing to boot:\n{said}")
         return Download(board, summary)
 
-    def start(self, download: Download, *, memory: int = 768) -> Machine:
-        """Jump to the kernel that a board has fetched."""
+    def start(self, download: Download, *, memory: int = 768, arch: str = "") -> Machine:
+        """Jump to the kernel that a board has fetched. `arch`: where the board isn't one of the rack's."""
         board = download.board
         name = f"{board.name}-{self._boots[board]}"
         namespace = self._clients[board]
-        return Machine(self.lab, namespace, name, download.payload, arch=self.arch, mac=board.mac, memory=memory)
+        return Machine(
+            self.lab, namespace, name, download.payload, arch=arch or self.arch, mac=board.mac, memory=memory
+        )
 
     def reports(self, machine: Machine, name: str, count: int, *, timeout: float) -> list[Report]:
         """Wait until a running machine has sent `count` reports under `name` since the collector began."""
