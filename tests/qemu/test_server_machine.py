@@ -36,6 +36,19 @@ while not pathlib.Path(sys.argv[3]).exists():
 print(len(transfer.finish()), flush=True)
 """
 
+# every entry by path: mode, owner, links, and the kind of what only root can make
+LISTING = """
+import os, stat
+for folder, names, files in sorted(os.walk(".")):
+    for name in sorted(names + files):
+        path = os.path.join(folder, name)
+        s = os.lstat(path)
+        device = ("device", s.st_rdev) if stat.S_ISCHR(s.st_mode) or stat.S_ISBLK(s.st_mode) else ()
+        xattrs = [(key, os.getxattr(path, key, follow_symlinks=False)) for key in
+                  sorted(os.listxattr(path, follow_symlinks=False))]
+        print(ascii(path), s.st_mode, s.st_uid, s.st_gid, s.st_nlink, *device, xattrs)
+"""
+
 
 def test_a_fresh_machine_serves_and_a_client_boots(server: Desk, first_up: Report) -> None:
     assert first_up.address == ADDRESS
@@ -84,6 +97,23 @@ def test_a_changed_configuration_is_a_reload_and_a_faulty_one_is_refused(server:
     wait_until(lambda: "stays as it was" in server.story(), "the refusal", timeout=60, explain=server.story)
     assert "renamed" in server.run(ask)
     server.run("sed -i '$d' /srv/netbootd/site/netbootd.toml; systemctl reload netbootd")
+
+
+def test_an_image_is_built_by_its_unit(server: Desk) -> None:
+    """In the sandbox of netbootd-prepare@.service the same tree comes out: devices, owners, capabilities and all."""
+    site = "/srv/netbootd/site/netbootd.toml"
+    again = '/name = "noble"/,/cmdline_append/ { s/"noble"/"again"/; p }'
+    server.run(f"cp {site} /run/before; (echo '[[image]]'; sed -n '{again}' /run/before) >> {site}")
+    try:
+        server.run("systemctl start netbootd-prepare@again.service", timeout=300)
+    finally:
+        server.run(f"cp /run/before {site}")
+    trees = [server.root_of(name) for name in ("noble", "again")]
+    noble, again = (server.run(f"cd {tree} && python3 -c '{LISTING}'") for tree in trees)
+    assert noble == again
+    assert "security.capability" in again and "device" in again
+    server.run("rm -r /var/lib/netbootd/images/again")
+    assert "netbootd-prepare@noble.timer" not in server.run("systemctl list-timers --all --no-pager")
 
 
 def test_a_restart_in_the_middle_of_transfers_goes_unnoticed(server: Desk, tmp_path: Path) -> None:

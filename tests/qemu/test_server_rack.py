@@ -68,3 +68,17 @@ def test_a_whole_distribution_boots_to_the_end_of_cloud_init(evening: Evening, b
     assert report.field("ROOT") == "overlay"
     assert report.field("LOWER").split() == ["nfs", f"{ADDRESS}:{evening.root}"]
     assert evening.nodes[board.id]["generation"] == evening.root.split("/")[-2]
+
+
+def test_the_units_can_be_taken_away(server: Desk, evening: Evening) -> None:
+    """The state stays, and nothing else: no unit, no port."""
+    assert evening.root
+    server.run("/usr/local/bin/netbootd doctor --remove-units")
+    assert (
+        server.run("systemctl list-unit-files --no-legend 'netbootd*'; ls /etc/systemd/system | grep netbootd; true")
+        == ""
+    )
+    assert (
+        server.run("cat /proc/fs/nfsd/threads; test -d /var/lib/netbootd/images/noble; pgrep -c netbootd; true")
+        == "0\n0"
+    )

@@ -119,10 +119,10 @@ def locked(path: Path) -> Iterator[None]:
 
 def main(names: Sequence[str]) -> None:
     from tests.support.layout_images import layouts_folder
-    from tests.support.server_image import server_image
+    from tests.support.server_image import server_image, wheels
 
     makers = {"tiny": tiny_image, "mini": mini_image, "server": server_image, "full": full_image}
-    makers |= {"layouts": layouts_folder}
+    makers |= {"layouts": layouts_folder, "wheels": wheels}
     for name in names or makers:
         print(makers[name](), flush=True)
 
