@@ -18,11 +18,13 @@ def mint(path: Path) -> bool:
 
     It appears whole or not at all. Folders that lack are made, for the owner alone as well.
 
-    :raises HostError: it can't be written
+    :raises HostError: it can't be written, or what is there is no file
     """
+    if path.is_file():
+        return False
+    if path.exists():
+        raise HostError(f"Making the secret {path}: there is something else of that name.", hint="Choose another.")
     try:
-        if path.exists():
-            return False
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -38,6 +39,22 @@ def test_a_secret_that_can_not_be_made_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="Making the secret"):
         mint(tmp_path / "file" / "token")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_is_no_secret(tmp_path: Path) -> None:
+    with pytest.raises(HostError) as told:
+        mint(tmp_path)
+    assert told.value.message == f"Making the secret {tmp_path}: there is something else of that name."
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(HostError, match="No space left"):
+        mint(tmp_path / "token")
+    assert os.listdir(tmp_path) == []
 
 
 def run(*words: str) -> None:
